@@ -1,0 +1,1 @@
+"""Embedded stand-ins on loopback, for a first try and for tests."""

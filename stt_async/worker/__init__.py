@@ -1,0 +1,1 @@
+"""The daemon: slots, leases, the process pool, and the way of one job."""
