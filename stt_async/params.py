@@ -14,8 +14,8 @@ Layout = Literal["objects", "tar"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SplitParams:
-    """How to cut. The VAD's names and units are Silero's own (`get_speech_timestamps`)."""
+class VadParams:
+    """Where to cut: settings `STT_VAD_*`. Names and units are Silero's own (`get_speech_timestamps`)."""
 
     threshold: float = 0.3
     neg_threshold: float = 0.15
@@ -24,6 +24,12 @@ class SplitParams:
     speech_pad_ms: int = 300
     max_speech_duration_s: float = 30.0
     min_segment_duration_s: float = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SplitParams(VadParams):
+    """All that decides a segment's bytes: where to cut, and what to write."""
+
     format: Format = "flac"
     layout: Layout = "objects"
 
