@@ -3,12 +3,18 @@
 A recording's output exists if and only if its manifest does; the manifest is written last.
 """
 
-import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from importlib.resources import files
 from typing import Any, Literal
 
-from stt_async.params import SplitParams
+import orjson
+from pydantic import TypeAdapter, ValidationError
+
+from stt_async.errors import PermanentError
+from stt_async.job import SplitJob
+from stt_async.params import SAMPLE_RATE_HZ, Format, Layout, SplitParams
 
 MANIFEST_NAME = "metadata.json"
 SCHEMA_VERSION = 1
@@ -70,6 +76,134 @@ class SplitResult:
     clipped_samples: int
     versions: Mapping[str, str]
     stage_s: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """metadata.json. One schema for every status; the first nine names are the ones that consumers know."""
+
+    job_id: str
+    source_bucket: str
+    source_key: str
+    output_bucket: str
+    output_prefix: str
+    processed_at: datetime
+    total_segments: int
+    max_segment_duration: float
+    metadata: dict[str, Any]
+    schema: int
+    status: Literal["ok", "no_speech"]
+    source_etag: str | None
+    recording: Recording
+    speech_s: float
+    dropped_speech_s: float
+    dropped_runs: int
+    clipped_samples: int
+    sample_rate_hz: int
+    layout: Layout
+    format: Format
+    params: dict[str, Any]
+    params_sha256: str
+    versions: dict[str, str]
+    archive: Archive | None
+    segments: tuple[Segment, ...]
+
+    def object_names(self) -> list[str]:
+        """Return the names of the objects it lists, below its prefix and without itself."""
+        if self.archive is not None:
+            return [self.archive.filename]
+        return [segment.filename for segment in self.segments]
+
+
+_ADAPTER = TypeAdapter(Manifest)
+
+
+def build(
+    job: SplitJob, result: SplitResult, params: SplitParams, *, source_etag: str | None, processed_at: datetime
+) -> Manifest:
+    """Put together the manifest of a job from what the split found.
+
+    Args:
+        job: The job, whose names and metadata it echoes.
+        result: What was decoded and written.
+        params: The parameters it was made with.
+        source_etag: ETag of the bytes that were read, without quotes.
+        processed_at: Now, with a time zone.
+    """
+    return Manifest(
+        job_id=job.job_id,
+        source_bucket=job.source_bucket,
+        source_key=job.source_key,
+        output_bucket=job.output_bucket,
+        output_prefix=job.output_prefix,
+        processed_at=processed_at,
+        total_segments=len(result.segments),
+        max_segment_duration=params.max_speech_duration_s,
+        metadata=job.metadata,
+        schema=SCHEMA_VERSION,
+        status="ok" if result.segments else "no_speech",
+        source_etag=source_etag,
+        recording=result.recording,
+        speech_s=result.speech_s,
+        dropped_speech_s=result.dropped_speech_s,
+        dropped_runs=result.dropped_runs,
+        clipped_samples=result.clipped_samples,
+        sample_rate_hz=SAMPLE_RATE_HZ,
+        layout=params.layout,
+        format=params.format,
+        params=asdict(params),
+        params_sha256=params.digest(),
+        versions=dict(result.versions),
+        archive=result.archive,
+        segments=result.segments,
+    )
+
+
+def encode(manifest: Manifest) -> bytes:
+    """Return metadata.json: UTF-8, indented, for people too."""
+    return orjson.dumps(manifest, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
+
+
+def decode(data: bytes) -> Manifest:
+    """Parse a metadata.json.
+
+    Raises:
+        PermanentError: `foreign_manifest`, when it is not one of ours; it is never overwritten unasked.
+    """
+    try:
+        return _ADAPTER.validate_json(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        path = ".".join(str(part) for part in first["loc"])
+        raise PermanentError(
+            "foreign_manifest",
+            f"there is a {MANIFEST_NAME} that this version cannot read ({path}: {first['msg']}); "
+            'send the job with "replace": true to write over it',
+        ) from error
+
+
+def settles(manifest: Manifest, job: SplitJob, params: SplitParams, *, source_etag: str | None) -> bool:
+    """Tell whether `manifest` is the result this job asks for: the same source bytes and the same parameters.
+
+    Without an ETag on either side the source counts as the same when bucket, key and, where the job has it, size are.
+    """
+    return (
+        (manifest.source_bucket, manifest.source_key) == (job.source_bucket, job.source_key)
+        and manifest.params_sha256 == params.digest()
+        and (source_etag is None or manifest.source_etag is None or manifest.source_etag == source_etag)
+        and (job.source_size is None or manifest.recording.source_bytes == job.source_size)
+    )
+
+
+def json_schema() -> dict[str, Any]:
+    """Return the JSON Schema of metadata.json, as made from the types above."""
+    return _ADAPTER.json_schema(mode="serialization")
+
+
+def shipped_json_schema() -> dict[str, Any]:
+    """Return the JSON Schema that lies in the package, for consumers; a test holds it equal to `json_schema`."""
+    schema: dict[str, Any] = orjson.loads((files("stt_async") / "manifest.schema.json").read_bytes())
+    return schema
 
 
 def content_name(stem: str, sha256: str, suffix: str) -> str:
