@@ -147,7 +147,7 @@ def parse_split_job(body: str, *, output_bucket: str, source_buckets: Iterable[s
 
 def split_job_id(source_bucket: str, source_key: str, params: SplitParams) -> str:
     """Return the identity of a split job: the same recording with the same parameters is the same job."""
-    name = "\0".join((source_bucket, source_key, params.digest()))
+    name = f"{source_bucket}\0{source_key}\0{params.digest()}"
     return f"split-{hashlib.sha256(name.encode()).hexdigest()[:24]}"
 
 
