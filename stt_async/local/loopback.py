@@ -1,0 +1,114 @@
+"""What the servers on loopback have in common: free ports, keys, clients that leave nothing to chance, readiness."""
+
+import asyncio
+import contextlib
+import secrets
+import socket
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import aioboto3
+from aiobotocore.config import AioConfig
+from botocore.exceptions import BotoCoreError, ClientError
+
+from stt_async.errors import DependencyError
+from stt_async.local.process import ChildProcess
+
+if TYPE_CHECKING:
+    from types_aiobotocore_s3 import S3Client
+    from types_aiobotocore_sqs import SQSClient
+
+HOST = "127.0.0.1"
+REGION = "us-east-1"
+
+_READY_TIMEOUT_S = 60.0
+_POLL_INTERVAL_S = 0.05
+
+
+@dataclass(frozen=True)
+class Keys:
+    """Access key and secret key of one identity."""
+
+    access_key: str
+    secret_key: str = field(repr=False)
+
+    @classmethod
+    def random(cls) -> "Keys":
+        """Make keys that nobody else has."""
+        return cls(access_key=secrets.token_hex(10).upper(), secret_key=secrets.token_hex(20))
+
+
+class ServerExitedError(DependencyError):
+    """A server ended before it was ready: often a port that somebody else took in the meantime."""
+
+
+def free_ports(count: int) -> list[int]:
+    """Return that many different ports on which nobody listens now."""
+    with contextlib.ExitStack() as held:  # all held at once, so that no port is handed out twice
+        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind((HOST, 0))
+        return [int(each.getsockname()[1]) for each in sockets]
+
+
+def s3_client(url: str, keys: Keys) -> AbstractAsyncContextManager["S3Client"]:
+    """Return an S3 client for a server on loopback, to be entered with `async with`."""
+    return aioboto3.Session().client(
+        "s3",
+        endpoint_url=url,
+        region_name=REGION,
+        aws_access_key_id=keys.access_key,
+        aws_secret_access_key=keys.secret_key,
+        config=_client_config(),
+    )
+
+
+def sqs_client(url: str, keys: Keys) -> AbstractAsyncContextManager["SQSClient"]:
+    """Return an SQS client for a server on loopback, to be entered with `async with`."""
+    return aioboto3.Session().client(
+        "sqs",
+        endpoint_url=url,
+        region_name=REGION,
+        aws_access_key_id=keys.access_key,
+        aws_secret_access_key=keys.secret_key,
+        config=_client_config(),
+    )
+
+
+async def until_ready(server: ChildProcess, name: str, request: Callable[[], Awaitable[object]]) -> None:
+    """Repeat a request until the server answers it.
+
+    Raises:
+        ServerExitedError: The server ended instead.
+        DependencyError: It did not answer in time.
+    """
+    refusal: Exception | None = None
+    try:
+        async with asyncio.timeout(_READY_TIMEOUT_S):
+            while server.returncode is None:
+                try:
+                    await request()
+                except (BotoCoreError, ClientError) as error:
+                    refusal = error
+                    await asyncio.sleep(_POLL_INTERVAL_S)
+                else:
+                    return
+    except TimeoutError:
+        raise DependencyError(
+            "local_server_not_ready",
+            f"the local {name} did not answer within {_READY_TIMEOUT_S:.0f} s ({refusal}); the end of its log "
+            f"{server.log}:\n{server.log_tail()}",
+        ) from refusal
+    raise ServerExitedError(
+        "local_server_exited",
+        f"the local {name} ended with status {server.returncode} before it was ready; the end of its log "
+        f"{server.log}:\n{server.log_tail()}",
+    )
+
+
+def _client_config() -> AioConfig:
+    # proxies={}: without it a proxy in the environment is asked for 127.0.0.1 as well. One attempt: whoever waits for
+    # a server waits in until_ready, and an error of a server next door is an error.
+    return AioConfig(proxies={}, retries={"total_max_attempts": 1}, connect_timeout=5, read_timeout=60)

@@ -1,0 +1,120 @@
+"""The world outside on loopback: an S3 server, an SQS emulator, and what a worker must know of them."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from stt_async.errors import DependencyError
+from stt_async.local.loopback import REGION, Keys, ServerExitedError, free_ports, s3_client, sqs_client
+from stt_async.local.objects import PORTS, ObjectServer, object_server
+from stt_async.local.queues import QueuePair, create_queue_pair, queue_server
+
+
+@dataclass(frozen=True)
+class LocalServers:
+    """The running servers, still without buckets and queues."""
+
+    objects: ObjectServer
+    queues_url: str
+
+
+@dataclass(frozen=True)
+class LocalServices:
+    """Buckets and queues for one pile of recordings, on running servers."""
+
+    servers: LocalServers
+    source_bucket: str
+    output_bucket: str
+    queues: QueuePair
+
+    @property
+    def owner(self) -> Keys:
+        """Keys that may do everything, for loading the source and looking at the output."""
+        return self.servers.objects.owner
+
+    def environment(self) -> dict[str, str]:
+        """Return the variables that a worker needs, and no others."""
+        objects = self.servers.objects
+        return {
+            "STT_MINIO_ENDPOINT": objects.endpoint,
+            "STT_MINIO_ACCESS_KEY": objects.reader.access_key,
+            "STT_MINIO_SECRET_KEY": objects.reader.secret_key,
+            "STT_MINIO_SECURE": "false",
+            "STT_SOURCE_BUCKET": self.source_bucket,
+            "STT_OUTPUT_BUCKET": self.output_bucket,
+            "STT_SPLIT_QUEUE": self.queues.name,
+            "AWS_REGION": REGION,
+            "AWS_ACCESS_KEY_ID": objects.owner.access_key,
+            "AWS_SECRET_ACCESS_KEY": objects.owner.secret_key,
+            "AWS_ENDPOINT_URL_S3": objects.url,
+            "AWS_ENDPOINT_URL_SQS": self.servers.queues_url,
+            "AWS_EC2_METADATA_DISABLED": "true",  # not on EC2: do not ask whoever answers on 169.254.169.254
+        }
+
+
+@asynccontextmanager
+async def local_servers(directory: Path, *, readable: Sequence[str]) -> AsyncIterator[LocalServers]:
+    """Run both servers, started side by side, with everything of theirs in `directory`; stop them on the way out.
+
+    Args:
+        directory: Data, configuration and logs; stays when they are gone.
+        readable: The buckets that the read-only identity may read; `name*` for all that begin so.
+
+    Raises:
+        DependencyError: A server is not installed, or does not start; with the end of its log.
+    """
+    async with AsyncExitStack() as stack:
+        try:
+            servers = await _start(stack, directory, readable)
+        except ServerExitedError:  # somebody took a port between finding it free and using it: once more, with others
+            await stack.aclose()
+            servers = await _start(stack, directory, readable)
+        yield servers
+
+
+async def open_services(
+    servers: LocalServers, *, source_bucket: str, output_bucket: str, split_queue: str, visibility_timeout_s: int
+) -> LocalServices:
+    """Create the buckets and queues for one pile of recordings."""
+    owner = servers.objects.owner
+    async with s3_client(servers.objects.url, owner) as s3, sqs_client(servers.queues_url, owner) as sqs:
+        await s3.create_bucket(Bucket=source_bucket)
+        await s3.create_bucket(Bucket=output_bucket)
+        queues = await create_queue_pair(sqs, split_queue, visibility_timeout_s=visibility_timeout_s)
+    return LocalServices(servers, source_bucket, output_bucket, queues)
+
+
+@asynccontextmanager
+async def local_services(
+    directory: Path,
+    *,
+    source_bucket: str = "audio",
+    output_bucket: str = "segments",
+    split_queue: str = "stt-split-jobs",
+    visibility_timeout_s: int = 300,
+) -> AsyncIterator[LocalServices]:
+    """Run servers with one set of buckets and queues on them; the arguments and errors are those of the two above."""
+    async with local_servers(directory, readable=[source_bucket]) as servers:
+        yield await open_services(
+            servers,
+            source_bucket=source_bucket,
+            output_bucket=output_bucket,
+            split_queue=split_queue,
+            visibility_timeout_s=visibility_timeout_s,
+        )
+
+
+async def _start(stack: AsyncExitStack, directory: Path, readable: Sequence[str]) -> LocalServers:
+    queue_port, *object_ports = free_ports(1 + PORTS)
+    queues = queue_server(directory / "moto.log", port=queue_port, keys=Keys.random())
+    objects = object_server(directory / "objects", ports=object_ports, readable=readable)
+    try:
+        async with asyncio.TaskGroup() as starting:
+            queues_url = starting.create_task(stack.enter_async_context(queues))
+            running_objects = starting.create_task(stack.enter_async_context(objects))
+    except ExceptionGroup as failures:
+        first = failures.exceptions[0]
+        raise first if isinstance(first, DependencyError) else failures from None
+    return LocalServers(running_objects.result(), queues_url.result())
