@@ -8,6 +8,10 @@ from typing import ClassVar, Literal
 Failure = Literal["permanent", "transient", "environment", "worker_lost"]
 
 
+UNREACHABLE = "unreachable"
+"""Code of a service that does not answer at all: worth another try within the call, then a `DependencyError`."""
+
+
 class SttError(Exception):
     """Base of everything this package raises on purpose."""
 

@@ -1,0 +1,63 @@
+"""The one retry policy, and the wait before a redelivery."""
+
+import random
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import ParamSpec, TypeVar
+
+import structlog
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_delay, wait_random_exponential
+
+from stt_async.errors import UNREACHABLE, DependencyError, JobError, TransientError
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_log = structlog.get_logger()
+
+REDELIVERY_BASE_S = 10.0
+REDELIVERY_CAP_S = 900.0
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """The policy for one call to a service: full jitter, as long as `timeout_s` allows, then the last error.
+
+    Only what may pass by itself is tried again: `TransientError`, and a service that is out of reach for the moment.
+    The SDKs' own retries are off, so that waits never multiply.
+    """
+
+    timeout_s: float
+    max_wait_s: float
+
+    async def __call__(self, call: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Await `call(*args, **kwargs)`, again and again if need be."""
+        # A tenacity object keeps the state of one call at a time; many run at once here, so each has its own.
+        retrying = AsyncRetrying(
+            retry=retry_if_exception(_may_pass),
+            wait=wait_random_exponential(multiplier=0.25, max=self.max_wait_s),
+            stop=stop_after_delay(self.timeout_s),
+            before_sleep=_tell,
+            reraise=True,
+        )
+        return await retrying(call, *args, **kwargs)
+
+
+def redelivery_delay_s(receive_count: int) -> int:
+    """Return how long a message that failed rests before its next receive: full jitter over a doubling span.
+
+    https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/
+    """
+    span_s = min(REDELIVERY_CAP_S, REDELIVERY_BASE_S * 2.0 ** (receive_count - 1))
+    return 1 + int(random.uniform(0, span_s))  # noqa: S311 - jitter, not a secret
+
+
+def _may_pass(error: BaseException) -> bool:
+    return isinstance(error, TransientError) or (isinstance(error, DependencyError) and error.code == UNREACHABLE)
+
+
+def _tell(state: RetryCallState) -> None:
+    error = state.outcome.exception() if state.outcome else None
+    wait_s = state.next_action.sleep if state.next_action else 0.0
+    code = error.code if isinstance(error, JobError) else None
+    _log.warning("call_retried", attempt=state.attempt_number, wait_s=round(wait_s, 2), code=code, error=str(error))

@@ -1,0 +1,206 @@
+"""S3: segments out, the manifest last."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import structlog
+from botocore.exceptions import ClientError
+
+from stt_async.errors import JobError, TransientError
+from stt_async.manifest import MANIFEST_NAME, Manifest, decode, encode
+from stt_async.retry import Retry
+from stt_async.services.aws import error_code, translated
+from stt_async.tasks import to_the_end, together
+
+if TYPE_CHECKING:
+    from types_aiobotocore_s3 import S3Client
+    from types_aiobotocore_s3.type_defs import CompletedPartTypeDef
+
+PARTS_IN_FLIGHT = 8
+"""Parts of multipart uploads at once, over all jobs. Memory: this times `multipart_chunksize_bytes` (64 MiB)."""
+
+ABORT_TIMEOUT_S = 15.0
+
+_log = structlog.get_logger()
+
+_CONTENT_TYPES = {".flac": "audio/flac", ".wav": "audio/wav", ".tar": "application/x-tar"}
+
+
+class Sink:
+    """The output bucket. Every method raises the failure classes of `errors`.
+
+    Args:
+        client: S3.
+        bucket: The output bucket.
+        uploads: How many objects are on their way at once, over all jobs. A segment in flight is held in memory whole
+            (30 s are at most 0.96 MB).
+        multipart_chunksize_bytes: Size of a part; what is no larger than one part goes in a single PUT.
+        retry: The policy.
+    """
+
+    def __init__(
+        self, client: "S3Client", *, bucket: str, uploads: int, multipart_chunksize_bytes: int, retry: Retry
+    ) -> None:
+        self._client = client
+        self._bucket = bucket
+        self._uploads = asyncio.Semaphore(uploads)
+        self._parts = asyncio.Semaphore(PARTS_IN_FLIGHT)
+        self._chunksize_bytes = multipart_chunksize_bytes
+        self._retry = retry
+
+    async def read_manifest(self, prefix: str) -> tuple[Manifest, str] | None:
+        """GET the manifest below `prefix` (with its slash), and its ETag; None if there is none.
+
+        Raises:
+            PermanentError: `foreign_manifest`, something else lies there.
+        """
+        answer = await self._retry(self._get, prefix + MANIFEST_NAME)
+        if answer is None:
+            return None
+        data, etag = answer
+        return decode(data), etag
+
+    async def put(self, file: Path, key: str) -> None:
+        """Upload one file: a PUT, or a multipart upload when it is larger than a part."""
+        if file.stat().st_size > self._chunksize_bytes:
+            await self._put_multipart(file, key)
+        else:
+            async with self._uploads:
+                await self._retry(self._put_object, key, await asyncio.to_thread(file.read_bytes), _content_type(file))
+
+    async def commit(self, manifest: Manifest, *, replaces: str | None) -> Manifest:
+        """Write the manifest, which makes the output exist.
+
+        Args:
+            manifest: What to commit; everything it lists is already there.
+            replaces: ETag of the manifest it may replace; None if there must be none.
+
+        Returns:
+            The manifest that now stands: this one, or the one of who was faster.
+        """
+        key = manifest.output_prefix + MANIFEST_NAME
+        condition = {"IfNoneMatch": "*"} if replaces is None else {"IfMatch": replaces}
+        if await self._retry(self._put_if, key, encode(manifest), condition):
+            return manifest
+        winner = await self.read_manifest(manifest.output_prefix)
+        if winner is None:
+            raise TransientError("manifest_vanished", f"{key} stood in the way of the commit and is now gone")
+        return winner[0]
+
+    async def probe(self) -> None:
+        """Prove that we may write and abort, and that a missing object reads as missing. Leaves nothing behind."""
+        key = ".stt-async-probe"
+        await self._retry(self._get, key)
+        async with self._multipart_upload(key, "application/octet-stream") as upload_id:
+            await self._retry(self._put_part, key, upload_id, 1, b"probe")
+            await self._retry(self._abort_upload, key, upload_id)
+
+    async def _get(self, key: str) -> tuple[bytes, str] | None:
+        with translated(f"S3 bucket {self._bucket}"):
+            try:
+                answer = await self._client.get_object(Bucket=self._bucket, Key=key)
+            except ClientError as error:
+                if error_code(error) == "NoSuchKey":
+                    return None
+                raise
+            async with answer["Body"] as body:
+                return await body.read(), answer["ETag"]
+
+    async def _put_object(self, key: str, data: bytes, content_type: str) -> None:
+        with translated(f"S3 bucket {self._bucket}"):
+            await self._client.put_object(Bucket=self._bucket, Key=key, Body=data, ContentType=content_type)
+
+    async def _put_if(self, key: str, data: bytes, condition: dict[str, Any]) -> bool:
+        with translated(f"S3 bucket {self._bucket}"):
+            try:
+                await self._client.put_object(
+                    Bucket=self._bucket, Key=key, Body=data, ContentType="application/json", **condition
+                )
+            except ClientError as error:
+                # NoSuchKey: what If-Match wanted to replace is gone.
+                if error_code(error) in {"PreconditionFailed", "412", "NoSuchKey"}:
+                    return False
+                raise
+        return True
+
+    async def _put_multipart(self, file: Path, key: str) -> None:
+        # Not upload_fileobj: cancelled, it leaves the upload open and its tasks running (aioboto3 15.5).
+        async with self._multipart_upload(key, _content_type(file)) as upload_id:
+            parts = await together(
+                self._upload_part(file, key, upload_id, number, offset) for number, offset in self._part_offsets(file)
+            )
+            await self._retry(self._complete, key, upload_id, parts)
+
+    @asynccontextmanager
+    async def _multipart_upload(self, key: str, content_type: str) -> AsyncIterator[str]:
+        """Open a multipart upload; leave by an error or a cancellation, and it is aborted."""
+        creating = asyncio.create_task(self._retry(self._create_upload, key, content_type))
+        try:
+            yield await asyncio.shield(creating)
+        except BaseException:
+            await to_the_end(self._abort(key, creating))
+            raise
+
+    def _part_offsets(self, file: Path) -> Iterator[tuple[int, int]]:
+        return enumerate(range(0, file.stat().st_size, self._chunksize_bytes), start=1)
+
+    async def _upload_part(
+        self, file: Path, key: str, upload_id: str, number: int, offset: int
+    ) -> "CompletedPartTypeDef":
+        async with self._parts:
+            data = await asyncio.to_thread(_read, file, offset, self._chunksize_bytes)
+            return await self._retry(self._put_part, key, upload_id, number, data)
+
+    async def _create_upload(self, key: str, content_type: str) -> str:
+        with translated(f"S3 bucket {self._bucket}"):
+            answer = await self._client.create_multipart_upload(
+                Bucket=self._bucket, Key=key, ContentType=content_type, ChecksumAlgorithm="CRC32"
+            )
+            return answer["UploadId"]
+
+    async def _put_part(self, key: str, upload_id: str, number: int, data: bytes) -> "CompletedPartTypeDef":
+        with translated(f"S3 bucket {self._bucket}"):
+            answer = await self._client.upload_part(
+                Bucket=self._bucket,
+                Key=key,
+                UploadId=upload_id,
+                PartNumber=number,
+                Body=data,
+                ChecksumAlgorithm="CRC32",
+            )
+        return {"PartNumber": number, "ETag": answer["ETag"], "ChecksumCRC32": answer["ChecksumCRC32"]}
+
+    async def _complete(self, key: str, upload_id: str, parts: list["CompletedPartTypeDef"]) -> None:
+        with translated(f"S3 bucket {self._bucket}"):
+            await self._client.complete_multipart_upload(
+                Bucket=self._bucket, Key=key, UploadId=upload_id, MultipartUpload={"Parts": parts}
+            )
+
+    async def _abort(self, key: str, creating: asyncio.Task[str]) -> None:
+        """Abort what `creating` opened, or is about to; what fails here is left to the bucket's lifecycle rule."""
+        try:
+            async with asyncio.timeout(ABORT_TIMEOUT_S):
+                await self._abort_upload(key, await creating)
+        except (JobError, TimeoutError) as error:
+            _log.warning("multipart_abort_failed", key=key, error=str(error))
+
+    async def _abort_upload(self, key: str, upload_id: str) -> None:
+        with translated(f"S3 bucket {self._bucket}"):
+            try:
+                await self._client.abort_multipart_upload(Bucket=self._bucket, Key=key, UploadId=upload_id)
+            except ClientError as error:
+                if error_code(error) != "NoSuchUpload":
+                    raise
+
+
+def _content_type(file: Path) -> str:
+    return _CONTENT_TYPES[file.suffix]
+
+
+def _read(file: Path, offset: int, size: int) -> bytes:
+    with file.open("rb") as stream:
+        stream.seek(offset)
+        return stream.read(size)
