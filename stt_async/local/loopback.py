@@ -77,8 +77,8 @@ def sqs_client(url: str, keys: Keys) -> AbstractAsyncContextManager["SQSClient"]
     )
 
 
-async def until_ready(server: ChildProcess, name: str, request: Callable[[], Awaitable[object]]) -> None:
-    """Repeat a request until the server answers it.
+async def until_ready(server: ChildProcess, name: str, *, port: int, request: Callable[[], Awaitable[object]]) -> None:
+    """Wait until the server listens on its port and answers a request.
 
     Raises:
         ServerExitedError: The server ended instead.
@@ -89,17 +89,18 @@ async def until_ready(server: ChildProcess, name: str, request: Callable[[], Awa
         async with asyncio.timeout(_READY_TIMEOUT_S):
             while server.returncode is None:
                 try:
-                    await request()
+                    # Listens itself: another one that took the port before it would answer just as well.
+                    if port in server.listens_on():
+                        await request()
+                        return
                 except (BotoCoreError, ClientError) as error:
                     refusal = error
-                    await asyncio.sleep(_POLL_INTERVAL_S)
-                else:
-                    return
+                await asyncio.sleep(_POLL_INTERVAL_S)
     except TimeoutError:
         raise DependencyError(
             "local_server_not_ready",
-            f"the local {name} did not answer within {_READY_TIMEOUT_S:.0f} s ({refusal}); the end of its log "
-            f"{server.log}:\n{server.log_tail()}",
+            f"the local {name} did not answer on port {port} within {_READY_TIMEOUT_S:.0f} s ({refusal}); "
+            f"the end of its log {server.log}:\n{server.log_tail()}",
         ) from refusal
     raise ServerExitedError(
         "local_server_exited",

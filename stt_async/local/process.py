@@ -124,6 +124,15 @@ class ChildProcess:
                     members.append(process.pid)
         return members
 
+    def listens_on(self) -> set[int]:
+        """Return the ports on which it, or a child of its, takes TCP connections."""
+        ports: set[int] = set()
+        for pid in self.group():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                connections = psutil.Process(pid).net_connections(kind="tcp")
+                ports.update(each.laddr.port for each in connections if each.status == psutil.CONN_LISTEN)
+        return ports
+
     def log_tail(self) -> str:
         """Return the last lines of its output."""
         with self.log.open("rb") as log:

@@ -1,0 +1,35 @@
+"""Recordings to test on: what the project ships, and the shared collection of real ones where it is at hand."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+_SAMPLES = ROOT / "stt_async" / "local" / "samples"
+_AUDIO = {".flac", ".m4a", ".mp3", ".ogg", ".opus", ".wav", ".webm"}
+
+
+@pytest.fixture(scope="session")
+def dev_data() -> Path:
+    """The folder of real recordings (STT_TEST_DATA, else ../shared/data/dev beside the repository)."""
+    given = os.environ.get("STT_TEST_DATA")
+    folder = Path(given) if given else ROOT.parent / "shared" / "data" / "dev"
+    if not (folder / "MANIFEST.csv").is_file():
+        pytest.skip(f"the shared recordings are not at {folder} (set STT_TEST_DATA to their folder)")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def samples() -> list[Path]:
+    """The recordings that the project ships, in order of their names."""
+    files = sorted(file for file in _SAMPLES.rglob("*") if file.suffix in _AUDIO)
+    if not files:
+        pytest.skip(f"no recordings in {_SAMPLES}: they are made by the script beside it")
+    return files
+
+
+@pytest.fixture(scope="session")
+def speech(samples: list[Path]) -> Path:
+    """One short recording of speech: the smallest of the samples."""
+    return min(samples, key=lambda file: file.stat().st_size)

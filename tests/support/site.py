@@ -1,0 +1,205 @@
+"""The world outside of one test: fresh buckets and queues on servers that the whole session shares."""
+
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import orjson
+import pytest
+import pytest_asyncio
+
+from stt_async.local.loopback import s3_client, sqs_client
+from stt_async.local.servers import LocalServers, LocalServices, local_servers, open_services
+
+if TYPE_CHECKING:
+    from types_aiobotocore_s3 import S3Client
+    from types_aiobotocore_sqs import SQSClient
+
+VISIBILITY_TIMEOUT_S = 30
+
+
+@dataclass(frozen=True)
+class Letter:
+    """A message taken from a queue."""
+
+    body: str
+    attributes: dict[str, str]
+    receive_count: int
+
+    @property
+    def job(self) -> Any:
+        """The body, parsed."""
+        return orjson.loads(self.body)
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What a queue says of itself."""
+
+    visible: int
+    in_flight: int
+
+
+@dataclass(frozen=True)
+class Site:
+    """Buckets and queues of one test, with clients of the owner (who may do everything) to fill and inspect them."""
+
+    services: LocalServices
+    s3: "S3Client"
+    sqs: "SQSClient"
+    visibility_timeout_s: int
+
+    def environment(self) -> dict[str, str]:
+        """What a worker or enqueue needs; with short waits, so that an empty queue is soon known to be empty."""
+        return self.services.environment() | {
+            "STT_VISIBILITY_TIMEOUT_S": str(self.visibility_timeout_s),
+            "STT_WAIT_TIME_S": "1",
+        }
+
+    async def put_recordings(self, recordings: Mapping[str, Path | bytes] | Sequence[Path]) -> list[str]:
+        """Put recordings into the source bucket: by key, or files under their own names; return the keys."""
+        by_key = recordings if isinstance(recordings, Mapping) else {file.name: file for file in recordings}
+        for key, recording in by_key.items():
+            body = recording.read_bytes() if isinstance(recording, Path) else recording
+            await self.s3.put_object(Bucket=self.services.source_bucket, Key=key, Body=body)
+        return list(by_key)
+
+    async def objects(self, prefix: str = "", *, bucket: str | None = None) -> dict[str, int]:
+        """Sizes of all objects, by key, in the output bucket (or another)."""
+        pages = self.s3.get_paginator("list_objects_v2").paginate(
+            Bucket=bucket or self.services.output_bucket, Prefix=prefix
+        )
+        return {found["Key"]: found["Size"] async for page in pages for found in page.get("Contents", [])}
+
+    async def read(self, key: str, *, bucket: str | None = None) -> bytes:
+        """The content of an object in the output bucket (or another)."""
+        found = await self.s3.get_object(Bucket=bucket or self.services.output_bucket, Key=key)
+        return await found["Body"].read()
+
+    async def manifests(self) -> dict[str, Any]:
+        """All metadata.json of the output bucket, parsed, by the prefix they commit."""
+        name = "/metadata.json"
+        keys = [key for key in await self.objects() if key.endswith(name)]
+        return {key.removesuffix(name): orjson.loads(await self.read(key)) for key in keys}
+
+    async def open_uploads(self) -> list[str]:
+        """Keys of the multipart uploads that were neither completed nor aborted."""
+        listed = await self.s3.list_multipart_uploads(Bucket=self.services.output_bucket)
+        return [upload["Key"] for upload in listed.get("Uploads", [])]
+
+    async def send(self, job: Mapping[str, Any] | str) -> None:
+        """Send a job to the split queue, or a body that is none."""
+        body = job if isinstance(job, str) else orjson.dumps(job).decode()
+        await self.sqs.send_message(QueueUrl=self.services.queues.url, MessageBody=body)
+
+    async def counts(self) -> Counts:
+        """What the split queue holds."""
+        return await self._counts(self.services.queues.url)
+
+    async def dead_letter_counts(self) -> Counts:
+        """What the dead-letter queue holds."""
+        return await self._counts(self.services.queues.dead_letter_url)
+
+    async def is_drained(self) -> bool:
+        """Whether the split queue holds nothing, neither waiting nor in flight."""
+        return await self.counts() == Counts(visible=0, in_flight=0)
+
+    async def take_dead_letters(self) -> list[Letter]:
+        """Take everything out of the dead-letter queue."""
+        return await self._take_all(self.services.queues.dead_letter_url)
+
+    async def take_messages(self) -> list[Letter]:
+        """Take everything that waits in the split queue."""
+        return await self._take_all(self.services.queues.url)
+
+    async def _counts(self, url: str) -> Counts:
+        said = await self.sqs.get_queue_attributes(
+            QueueUrl=url,
+            AttributeNames=["ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible"],
+        )
+        numbers = said["Attributes"]
+        return Counts(
+            visible=int(numbers["ApproximateNumberOfMessages"]),
+            in_flight=int(numbers["ApproximateNumberOfMessagesNotVisible"]),
+        )
+
+    async def _take_all(self, url: str) -> list[Letter]:
+        letters: list[Letter] = []
+        while True:
+            received = await self.sqs.receive_message(
+                QueueUrl=url,
+                MaxNumberOfMessages=10,
+                WaitTimeSeconds=0,
+                MessageAttributeNames=["All"],
+                MessageSystemAttributeNames=["ApproximateReceiveCount"],
+            )
+            messages = received.get("Messages", [])
+            for message in messages:
+                attributes = message.get("MessageAttributes", {})
+                letters.append(
+                    Letter(
+                        body=message["Body"],
+                        attributes={name: value.get("StringValue", "") for name, value in attributes.items()},
+                        receive_count=int(message["Attributes"]["ApproximateReceiveCount"]),
+                    )
+                )
+                await self.sqs.delete_message(QueueUrl=url, ReceiptHandle=message["ReceiptHandle"])
+            if not messages:
+                return letters
+
+
+OpenSite = Callable[..., Awaitable[Site]]
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def servers(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[LocalServers]:
+    """One S3 server and one SQS emulator for the whole session.
+
+    They live on the loop of the session, tests on loops of their own: what is handed over is addresses and keys.
+    """
+    async with local_servers(tmp_path_factory.mktemp("servers"), readable=["source-*"]) as running:
+        yield running
+
+
+@pytest_asyncio.fixture
+async def open_site(servers: LocalServers) -> AsyncIterator[OpenSite]:
+    """A function that opens a site of the test's own: `await open_site(visibility_timeout_s=3)`."""
+    async with AsyncExitStack() as stack:
+        owner = servers.objects.owner
+        s3 = await stack.enter_async_context(s3_client(servers.objects.url, owner))
+        sqs = await stack.enter_async_context(sqs_client(servers.queues_url, owner))
+
+        async def opened(*, visibility_timeout_s: int = VISIBILITY_TIMEOUT_S) -> Site:
+            name = uuid.uuid4().hex[:12]
+            services = await open_services(
+                servers,
+                source_bucket=f"source-{name}",
+                output_bucket=f"output-{name}",
+                split_queue=f"split-{name}",
+                visibility_timeout_s=visibility_timeout_s,
+            )
+            site = Site(services, s3, sqs, visibility_timeout_s)
+            stack.push_async_callback(_close, site)
+            return site
+
+        yield opened
+
+
+@pytest_asyncio.fixture
+async def site(open_site: OpenSite) -> Site:
+    """Fresh buckets and queues."""
+    return await open_site()
+
+
+async def _close(site: Site) -> None:
+    """Remove buckets and queues; a multipart upload that is still open fails the test."""
+    left_open = await site.open_uploads()
+    services = site.services
+    for bucket in (services.source_bucket, services.output_bucket):
+        await site.s3.delete_bucket(Bucket=bucket)  # this server removes what is in it, too
+    for url in (services.queues.url, services.queues.dead_letter_url):
+        await site.sqs.delete_queue(QueueUrl=url)
+    assert not left_open, f"multipart uploads left open: {left_open}"
