@@ -23,6 +23,11 @@ class VadParams:
     min_silence_duration_ms: int = 800
     speech_pad_ms: int = 300
     max_speech_duration_s: float = 30.0
+    min_silence_at_max_speech: int = 98
+    """In ms (Silero's name): the shortest pause in which speech that is too long is cut."""
+    max_join_pause_ms: int = 1_500
+    target_duration_s: float = 10.0
+    """Neighbours are joined across pauses of up to `max_join_pause_ms` as long as the result is not longer."""
     min_segment_duration_s: float = 1.0
 
 

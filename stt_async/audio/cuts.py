@@ -1,0 +1,127 @@
+"""Where to cut a stretch of speech that is longer than a segment may be.
+
+All cuts of a stretch are chosen together: a dynamic programme over the pauses in it, and over the least probable
+frames where there are none.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stt_async.audio.silero import FRAME_SAMPLES
+from stt_async.audio.vad import Probabilities
+from stt_async.params import SAMPLE_RATE_HZ, SplitParams
+
+_CUT_COST = 0.2
+"""Of any cut: fewer cuts are better."""
+
+_HALVING_PAUSE_S = 0.2
+"""A pause this long costs half of the shortest one: a breath is a better place than the closure of a consonant."""
+
+_SPEECH_COST = 10.0
+"""Of a cut outside a pause: more than the cuts in pauses that could avoid it."""
+
+_SHORT_COST, _SHORT_S = 1.0, 8.0
+"""Of a part that leaves nothing of this length; falls with the square of what is there."""
+
+_COARSE_FRAMES = 31
+"""Outside pauses one place a second is considered, its least probable frame: 12 h without a pause stay cheap."""
+
+Positions = NDArray[np.int64]
+Costs = NDArray[np.float64]
+
+
+def cut_points(probabilities: Probabilities, start: int, end: int, params: SplitParams) -> list[int]:
+    """Return where to cut the samples [start, end) so that each part is neither too long nor too short.
+
+    Args:
+        probabilities: of the whole recording, one a frame.
+        start: first sample of the stretch, padding included.
+        end: the sample after its last one, padding included.
+        params: `max_speech_duration_s` bounds each part; `threshold` and `min_silence_at_max_speech` say what a
+            pause is.
+
+    Returns:
+        Sample positions, ascending, without `start` and `end`. Each lies in the middle of a pause if the bounds
+        allow it, else in the least probable frame.
+    """
+    longest = int(params.max_speech_duration_s * SAMPLE_RATE_HZ)
+    if end - start <= longest:
+        return []
+    shortest = min(int(params.min_segment_duration_s * SAMPLE_RATE_HZ), longest // 2)
+    places, costs = _places(probabilities, start, end, (longest - 2 * shortest) // (4 * FRAME_SAMPLES), params)
+    chosen = _cheapest(places, costs, longest, shortest)
+    return chosen or _even(start, end, longest)
+
+
+def _places(
+    probabilities: Probabilities, start: int, end: int, spare_frames: int, params: SplitParams
+) -> tuple[Positions, Costs]:
+    first, last = -(-start // FRAME_SAMPLES), min(end // FRAME_SAMPLES, len(probabilities))
+    inside = probabilities[first:last]
+    pause_starts, pause_ends = runs(inside < params.threshold)
+    long_enough = (
+        pause_ends - pause_starts
+    ) * FRAME_SAMPLES >= params.min_silence_at_max_speech * SAMPLE_RATE_HZ / 1000
+    pause_starts, pause_ends = pause_starts[long_enough], pause_ends[long_enough]
+    pause_s = (pause_ends - pause_starts) * FRAME_SAMPLES / SAMPLE_RATE_HZ
+    least = _least_probable(inside, min(max(spare_frames, 1), _COARSE_FRAMES))
+    samples = np.concatenate(
+        (
+            [start],
+            (2 * first + pause_starts + pause_ends) * FRAME_SAMPLES // 2,
+            (first + least) * FRAME_SAMPLES + FRAME_SAMPLES // 2,
+            [end],
+        )
+    )
+    costs = np.concatenate(
+        (
+            [0.0],
+            _CUT_COST + _HALVING_PAUSE_S / (_HALVING_PAUSE_S + pause_s),
+            _CUT_COST + _SPEECH_COST * (1 + inside[least]),
+            [0.0],
+        )
+    )
+    order = np.argsort(samples, kind="stable")
+    return samples[order].astype(np.int64), costs[order]
+
+
+def _least_probable(probabilities: Probabilities, group: int) -> Positions:
+    """Return the frame of the lowest probability in each group of frames."""
+    filled = np.full(-(-len(probabilities) // group) * group, np.inf, np.float32)
+    filled[: len(probabilities)] = probabilities
+    return filled.reshape(-1, group).argmin(1) + np.arange(0, len(filled), group)
+
+
+def _cheapest(places: Positions, costs: Costs, longest: int, shortest: int) -> list[int]:
+    total = np.full(len(places), np.inf)
+    total[0] = 0.0
+    before = np.zeros(len(places), np.int64)
+    lows = np.searchsorted(places, places - longest, "left")
+    highs = np.searchsorted(places, places - shortest, "right")
+    for at in range(1, len(places)):
+        low, high = lows[at], highs[at]
+        if low >= high:
+            continue
+        missing = np.clip(1 - (places[at] - places[low:high]) / (_SHORT_S * SAMPLE_RATE_HZ), 0, None)
+        reached = total[low:high] + _SHORT_COST * missing**2
+        best = int(reached.argmin())
+        total[at] = reached[best] + costs[at]
+        before[at] = low + best
+    if not np.isfinite(total[-1]):
+        return []
+    chosen, at = [], int(before[-1])
+    while at:
+        chosen.append(int(places[at]))
+        at = int(before[at])
+    return chosen[::-1]
+
+
+def _even(start: int, end: int, longest: int) -> list[int]:
+    parts = -(-(end - start) // longest)
+    return [start + (end - start) * part // parts for part in range(1, parts)]
+
+
+def runs(flags: NDArray[np.bool_]) -> tuple[Positions, Positions]:
+    """Return starts and (exclusive) ends of the stretches of True."""
+    edges = np.flatnonzero(np.diff(np.concatenate(([False], flags, [False])).astype(np.int8)))
+    return edges[::2], edges[1::2]

@@ -1,0 +1,152 @@
+"""Speech probabilities to segments: runs of speech, joined across short pauses, padded, cut where too long."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stt_async.audio.cuts import cut_points, runs
+from stt_async.audio.silero import FRAME_SAMPLES
+from stt_async.audio.vad import Probabilities
+from stt_async.manifest import EndReason
+from stt_async.params import SAMPLE_RATE_HZ, SplitParams
+
+Bounds = NDArray[np.int64]
+"""(n, 2): start and exclusive end of each run, ascending and disjoint, in samples."""
+
+
+class Span(NamedTuple):
+    """One segment to be, in samples of the recording; `end` is exclusive."""
+
+    start: int
+    end: int
+    end_reason: EndReason
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What to cut out, and what was left out. All runs of speech are in `spans` or counted as dropped."""
+
+    spans: list[Span]
+    speech_samples: int
+    dropped_samples: int
+    dropped_runs: int
+
+
+def plan(probabilities: Probabilities, samples: int, params: SplitParams) -> Plan:
+    """Decide the segments of a recording of `samples` samples from its probabilities (one for 512 samples)."""
+    speech = speech_runs(probabilities, samples, params)
+    groups = _join(speech, params)
+    kept = _long_enough(groups, samples, params)
+    spans = [
+        span
+        for start, end in _pad(groups[kept], samples, params)
+        for span in _cut(probabilities, int(start), int(end), samples, params)
+    ]
+    dropped = _is_in(speech, groups[~kept])
+    lengths = speech[:, 1] - speech[:, 0]
+    return Plan(
+        spans=spans,
+        speech_samples=int(lengths[~dropped].sum()),
+        dropped_samples=int(lengths[dropped].sum()),
+        dropped_runs=int(dropped.sum()),
+    )
+
+
+def speech_runs(probabilities: Probabilities, samples: int, params: SplitParams) -> Bounds:
+    """Return the runs of speech, without padding.
+
+    As Silero does it: a run starts at a frame of at least `threshold` and ends at the first one under
+    `neg_threshold`, if none of at least `threshold` follows within `min_silence_duration_ms`.
+    """
+    starting = probabilities >= params.threshold
+    settled = starting | (probabilities < params.neg_threshold)
+    latest = np.maximum.accumulate(np.where(settled, np.arange(len(probabilities)), -1))
+    starts, ends = runs(starting[latest] & (latest >= 0))
+    bounds = np.stack((starts, ends), 1) * FRAME_SAMPLES
+    bounds[:, 1] = np.minimum(bounds[:, 1], samples)
+    gaps = bounds[1:, 0] - bounds[:-1, 1]
+    return _merge(bounds, gaps < _samples(params.min_silence_duration_ms))
+
+
+def _join(speech: Bounds, params: SplitParams) -> Bounds:
+    """Join neighbours, the closest first, as long as the result stays under the target length."""
+    if not len(speech):
+        return speech
+    pad = 2 * _samples(params.speech_pad_ms)
+    target = int(min(params.target_duration_s, params.max_speech_duration_s) * SAMPLE_RATE_HZ) - pad
+    gaps = speech[1:, 0] - speech[:-1, 1]
+    joined = np.zeros(len(gaps), np.bool_)
+    # Each group is known by its outer runs: first_of[last] and last_of[first].
+    first_of, last_of = np.arange(len(speech)), np.arange(len(speech))
+    for gap in np.argsort(gaps, kind="stable"):
+        if gaps[gap] > _samples(params.max_join_pause_ms):
+            break
+        first, last = first_of[gap], last_of[gap + 1]
+        if speech[last, 1] - speech[first, 0] <= target:
+            joined[gap] = True
+            last_of[first], first_of[last] = last, first
+    return _merge(speech, joined)
+
+
+def _long_enough(groups: Bounds, samples: int, params: SplitParams) -> NDArray[np.bool_]:
+    padded = _pad(groups, samples, params)
+    long_enough: NDArray[np.bool_] = (padded[:, 1] - padded[:, 0] >= _shortest(params)) & (
+        groups[:, 1] - groups[:, 0] >= _samples(params.min_speech_duration_ms)
+    )
+    return long_enough
+
+
+def _pad(groups: Bounds, samples: int, params: SplitParams) -> Bounds:
+    """Widen each group by `speech_pad_ms` on both sides; neighbours closer than two pads meet halfway.
+
+    A group that only its padding makes too long gets less of it.
+    """
+    padded = groups.copy()
+    if not len(groups):
+        return padded
+    pad = _samples(params.speech_pad_ms)
+    gaps = groups[1:, 0] - groups[:-1, 1]
+    left = np.concatenate(([groups[0, 0]], gaps - gaps // 2))
+    right = np.concatenate((gaps // 2, [samples - groups[-1, 1]]))
+    left, right = np.minimum(left, pad), np.minimum(right, pad)
+    longest = int(params.max_speech_duration_s * SAMPLE_RATE_HZ)
+    lengths = groups[:, 1] - groups[:, 0]
+    room = longest - lengths
+    too_much = (room >= 0) & (left + right > room)
+    left[too_much] = np.minimum(left, room // 2)[too_much]
+    right[too_much] = np.minimum(right, room - left)[too_much]
+    padded[:, 0] -= left
+    padded[:, 1] += right
+    return padded
+
+
+def _cut(probabilities: Probabilities, start: int, end: int, samples: int, params: SplitParams) -> list[Span]:
+    edges = [start, *cut_points(probabilities, start, end, params), end]
+    last: EndReason = "end" if end == samples else "silence"
+    reasons: list[EndReason] = ["max_duration"] * (len(edges) - 2) + [last]
+    return [Span(*span) for span in zip(edges, edges[1:], reasons, strict=False)]
+
+
+def _shortest(params: SplitParams) -> int:
+    return int(min(params.min_segment_duration_s, params.max_speech_duration_s / 2) * SAMPLE_RATE_HZ)
+
+
+def _samples(milliseconds: float) -> int:
+    return int(milliseconds * SAMPLE_RATE_HZ / 1000)
+
+
+def _merge(bounds: Bounds, joined: NDArray[np.bool_]) -> Bounds:
+    """Merge each run with the next where `joined` says so."""
+    if not len(bounds):
+        return bounds
+    return np.stack((bounds[np.r_[True, ~joined], 0], bounds[np.r_[~joined, True], 1]), 1)
+
+
+def _is_in(speech: Bounds, groups: Bounds) -> NDArray[np.bool_]:
+    """Whether each run lies in one of the groups."""
+    at = np.searchsorted(groups[:, 0], speech[:, 0], "right") - 1
+    inside: NDArray[np.bool_] = at >= 0
+    inside[inside] = speech[inside, 0] < groups[at[inside], 1]
+    return inside

@@ -1,0 +1,53 @@
+"""What a decoder hands on: blocks of samples, and what the container said about them."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+Samples = NDArray[np.float32]
+Pcm = NDArray[np.int16]
+
+BLOCK_FRAMES = 65_536
+"""Frames of a decoded block: 1.5 s at 44.1 kHz. Larger ones leave the cache and are no faster (measured)."""
+
+MIN_BLOCK_FRAMES = 4_096
+
+MIN_RATE_HZ, MAX_RATE_HZ = 1_000, 1_000_000
+"""Rates outside are a broken header: one block would become hundreds of MB at 16 kHz, or nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Consecutive samples of one rate: (channels, frames), float32, full scale at +-1. Valid until the next."""
+
+    rate_hz: int
+    samples: Samples
+
+
+@dataclass(slots=True, kw_only=True)
+class Stream:
+    """An opened recording. `damaged` and `read_to_the_end` hold once `blocks` is exhausted."""
+
+    container: str
+    codec: str
+    rate_hz: int
+    channels: int
+    declared_s: float | None
+    blocks: Iterator[Block] = field(default_factory=lambda: iter(()))
+    damaged: bool = False
+    read_to_the_end: Callable[[], bool] = field(default=lambda: True)
+
+
+class NotDecodableError(Exception):
+    """This decoder cannot open the recording; another may."""
+
+
+class NoAudioStreamError(NotDecodableError):
+    """A readable container without any audio in it."""
+
+
+def block_frames(channels: int) -> int:
+    """Frames of a block, so that its memory hardly grows with the channel count (64 channels: 1 MB)."""
+    return max(MIN_BLOCK_FRAMES, BLOCK_FRAMES // channels)

@@ -1,0 +1,80 @@
+"""Decode with libsndfile (soundfile): uncompressed audio and FLAC, and MP3 that FFmpeg refuses."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+
+import numpy as np
+import soundfile as sf
+
+from stt_async.audio.signal import Block, NotDecodableError, Stream, block_frames
+from stt_async.audio.sniff import declared_pcm_s
+
+_UNDECLARED_FRAMES = 1 << 62
+"""libsndfile says 2**63 - 1 frames (2e14 s at 44.1 kHz) where a FLAC header leaves its length open."""
+
+_TRAILER_BYTES, _TRAILER_SHARE = 16_384, 0.02
+"""Unread bytes beyond both are no trailing tags: the header understated the length."""
+
+_INT16_SCALE = np.float32(1 / 32_768)
+
+
+@contextmanager
+def open_with_libsndfile(fd: int) -> Iterator[Stream]:
+    """Open the recording behind a descriptor. Memory: one block, whatever the header says of the length.
+
+    Raises:
+        NotDecodableError: libsndfile does not take it.
+    """
+    os.lseek(fd, 0, os.SEEK_SET)
+    # mpg123 inside libsndfile writes to stderr by itself; nothing else of this process speaks in between.
+    with _silenced_stderr():
+        try:
+            file = sf.SoundFile(fd, closefd=False)
+        except (sf.LibsndfileError, TypeError, ValueError) as error:
+            raise NotDecodableError(str(error)) from error
+        with file:
+            declared_s = file.frames / file.samplerate if file.frames < _UNDECLARED_FRAMES else None
+            stream = Stream(
+                container=file.format.lower(),
+                codec=file.subtype.lower(),
+                rate_hz=file.samplerate,
+                channels=file.channels,
+                declared_s=declared_pcm_s(fd) or declared_s,
+            )
+            stream.blocks = _blocks(file, stream)
+            stream.read_to_the_end = partial(_is_read_to_the_end, fd)
+            yield stream
+
+
+def _blocks(file: sf.SoundFile, stream: Stream) -> Iterator[Block]:
+    is_int16 = file.subtype == "PCM_16"
+    buffer = np.empty((block_frames(file.channels), file.channels), np.int16 if is_int16 else np.float32)
+    while True:
+        try:
+            read = file.read(out=buffer)
+        except sf.LibsndfileError:
+            stream.damaged = True
+            return
+        if not len(read):
+            return
+        samples = read.T
+        yield Block(file.samplerate, samples * _INT16_SCALE if is_int16 else samples)
+
+
+def _is_read_to_the_end(fd: int) -> bool:
+    size = os.fstat(fd).st_size
+    return size - os.lseek(fd, 0, os.SEEK_CUR) <= max(_TRAILER_BYTES, _TRAILER_SHARE * size)
+
+
+@contextmanager
+def _silenced_stderr() -> Iterator[None]:
+    saved, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+        os.close(nowhere)

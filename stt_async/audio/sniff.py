@@ -1,0 +1,101 @@
+"""What a recording is, by its first bytes: names lie (m4a bytes named .aac, HTML named .mp3)."""
+
+import os
+from dataclasses import dataclass
+from typing import Literal
+
+Decoder = Literal["ffmpeg", "libsndfile"]
+
+_HEAD_BYTES = 4_096
+_ID3_HEADER_BYTES = 10
+_PCM_TAGS = {1, 3, 0xFFFE}
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A container by its magic bytes, and which decoder reads it fastest.
+
+    `decoders` in order of trial. Measured on one core, 6 min at 44.1 kHz stereo, times real time, FFmpeg against
+    libsndfile: mp3 1,550 / 1,570 (but mpg123 writes to stderr), Vorbis 1,600 / 870, Opus 750 / 310,
+    FLAC 1,245 / 1,460, PCM 8,600 / 55,000.
+    """
+
+    name: str
+    decoders: tuple[Decoder, ...]
+
+
+_UNKNOWN = Kind("unknown", ("ffmpeg",))
+_MPEG_AUDIO = Kind("mpeg audio", ("ffmpeg", "libsndfile"))
+_FLAC = Kind("flac", ("libsndfile", "ffmpeg"))
+
+_BY_MAGIC: tuple[tuple[int, bytes, Kind], ...] = (
+    (0, b"RIFF", Kind("wav", ("libsndfile", "ffmpeg"))),
+    (0, b"RIFX", Kind("wav", ("libsndfile", "ffmpeg"))),
+    (0, b"RF64", Kind("wav", ("libsndfile", "ffmpeg"))),
+    (0, b"riff", Kind("wave64", ("libsndfile", "ffmpeg"))),
+    (0, b"FORM", Kind("aiff", ("libsndfile", "ffmpeg"))),
+    (0, b"fLaC", _FLAC),
+    (0, b"OggS", Kind("ogg", ("ffmpeg", "libsndfile"))),
+    (0, b"NIST_1A", Kind("sphere", ("libsndfile", "ffmpeg"))),
+    (0, b"caff", Kind("caf", ("libsndfile", "ffmpeg"))),
+    (0, b".snd", Kind("au", ("libsndfile", "ffmpeg"))),
+    (0, b"\x1a\x45\xdf\xa3", Kind("matroska", ("ffmpeg",))),
+    (0, b"\x30\x26\xb2\x75", Kind("asf", ("ffmpeg",))),
+    (0, b"#!AMR", Kind("amr", ("ffmpeg",))),
+    (4, b"ftyp", Kind("mp4", ("ffmpeg",))),
+    (4, b"moov", Kind("mp4", ("ffmpeg",))),
+    (4, b"mdat", Kind("mp4", ("ffmpeg",))),
+)
+
+
+def sniff(fd: int) -> Kind:
+    """Say what the file behind a descriptor holds. Its position does not matter and is not moved."""
+    start = _after_id3(fd)
+    head = os.pread(fd, 16, start)
+    for offset, magic, kind in _BY_MAGIC:
+        if head[offset : offset + len(magic)] == magic:
+            return kind
+    if _is_mpeg_sync(head):
+        return _MPEG_AUDIO
+    return _MPEG_AUDIO if start else _UNKNOWN
+
+
+def declared_pcm_s(fd: int) -> float | None:
+    """Return the duration that a RIFF header claims, in s, or None where it claims nothing of use.
+
+    libsndfile clips this claim to the file's length, and so hides that a WAV was cut short.
+    """
+    head = os.pread(fd, _HEAD_BYTES, _after_id3(fd))
+    if head[:4] != b"RIFF" or head[8:12] != b"WAVE":
+        return None
+    position, bytes_per_s = 12, 0
+    while position + 8 <= len(head):
+        name, size = head[position : position + 4], int.from_bytes(head[position + 4 : position + 8], "little")
+        if name == b"fmt ":
+            is_pcm = int.from_bytes(head[position + 8 : position + 10], "little") in _PCM_TAGS
+            bytes_per_s = int.from_bytes(head[position + 16 : position + 20], "little") if is_pcm else 0
+        if name == b"data":
+            written_as_a_stream = size in {0, 0xFFFFFFFF, 0x7FFFFFFF, 0x80000000}
+            return None if written_as_a_stream or not bytes_per_s else size / bytes_per_s
+        position += 8 + size + size % 2
+    return None
+
+
+def declares_mpeg_length(fd: int) -> bool:
+    """Whether an MP3 states its length (Xing, Info or VBRI frame); else FFmpeg guesses it from the bit rate."""
+    head = os.pread(fd, _HEAD_BYTES, _after_id3(fd))
+    return any(tag in head for tag in (b"Xing", b"Info", b"VBRI"))
+
+
+def _after_id3(fd: int) -> int:
+    head = os.pread(fd, _ID3_HEADER_BYTES, 0)
+    if len(head) < _ID3_HEADER_BYTES or head[:3] != b"ID3":
+        return 0
+    size = 0
+    for byte in head[6:10]:
+        size = size << 7 | byte & 0x7F
+    return _ID3_HEADER_BYTES + size
+
+
+def _is_mpeg_sync(head: bytes) -> bool:
+    return len(head) > 1 and head[0] == 0xFF and head[1] & 0xE0 == 0xE0
