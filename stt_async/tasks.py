@@ -1,4 +1,4 @@
-"""Two things asyncio lacks: work that is finished although we are cancelled, and many tasks with one error."""
+"""What asyncio lacks: work finished although we are cancelled, many tasks with one error, the first of several."""
 
 import asyncio
 from collections.abc import Coroutine, Iterable
@@ -33,3 +33,15 @@ async def together(works: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
     except BaseExceptionGroup as errors:
         raise errors.exceptions[0] from None
     return [task.result() for task in tasks]
+
+
+async def first_of(*works: Coroutine[Any, Any, object]) -> None:
+    """Await all, at once, until the first ends; cancel the others. Its error, if any, is raised."""
+    tasks = [asyncio.create_task(work) for work in works]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+    for task in done:
+        task.result()

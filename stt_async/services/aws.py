@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 REFUSED = frozenset(
     {
+        "403",  # the answer to a HEAD has no body to hold a code
         "AccessDenied",
         "AccessDeniedException",
         "AllAccessDisabled",

@@ -1,14 +1,14 @@
 """SQS: messages in, and what becomes of them."""
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import orjson
 from botocore.exceptions import ClientError
 
-from stt_async.errors import DependencyError, JobError, LeaseLostError
+from stt_async.errors import DependencyError, JobError, LeaseLostError, TransientError
 from stt_async.retry import Retry
 from stt_async.services.aws import error_code, translated
 
@@ -59,6 +59,16 @@ class JobQueue:
         self.url = url
         self.dead_letter_url = dead_letter_url
         self.max_receive_count = max_receive_count
+
+    def on(self, client: "SQSClient") -> "JobQueue":
+        """Return the same queue, spoken to through another client."""
+        return JobQueue(
+            client,
+            url=self.url,
+            dead_letter_url=self.dead_letter_url,
+            max_receive_count=self.max_receive_count,
+            retry=self._retry,
+        )
 
     async def receive(self, *, most: int, wait_time_s: int, visibility_timeout_s: int) -> list[Message]:
         """Long poll for up to `most` messages (10 a call). Not retried here: the caller polls again anyway."""
@@ -125,18 +135,22 @@ class JobQueue:
         await self._retry(self._send_dead_letter, message.body, reason)
         await self.delete(message)
 
-    async def send(self, bodies: Sequence[str]) -> list[str]:
-        """Send up to 10 messages.
+    async def send(self, bodies: Sequence[str]) -> None:
+        """Send up to 10 messages; what SQS refuses out of them is sent again."""
+        left = list(bodies)
 
-        Returns:
-            The bodies that SQS refused, to be sent again.
-        """
-        with translated("SQS"):
-            answer = await self._client.send_message_batch(
-                QueueUrl=self.url,
-                Entries=[{"Id": str(n), "MessageBody": body} for n, body in enumerate(bodies)],
-            )
-        return [bodies[int(failed["Id"])] for failed in answer.get("Failed", [])]
+        async def send_left() -> None:
+            with translated("SQS"):
+                answer = await self._client.send_message_batch(
+                    QueueUrl=self.url,
+                    Entries=[{"Id": str(n), "MessageBody": body} for n, body in enumerate(left)],
+                )
+            refused = answer.get("Failed", [])
+            left[:] = [left[int(failed["Id"])] for failed in refused]
+            if refused:
+                raise TransientError("send_refused", f"SQS refused {len(refused)} messages: {refused[0]['Code']}")
+
+        await self._retry(send_left)
 
     async def depth(self) -> Depth:
         """Return how many messages there are."""
@@ -222,18 +236,6 @@ def is_lost(code: str) -> bool:
     `InvalidParameterValue` is how SQS words an expired handle in some calls.
     """
     return code.rsplit(".", 1)[-1] in _LOST
-
-
-def batches(bodies: Iterable[str]) -> Iterable[list[str]]:
-    """Cut bodies into lists of 10, the most that one call sends."""
-    batch: list[str] = []
-    for body in bodies:
-        batch.append(body)
-        if len(batch) == BATCH:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
 
 
 def _attribute(text: str) -> str:

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,9 +25,20 @@ PARTS_IN_FLIGHT = 8
 
 ABORT_TIMEOUT_S = 15.0
 
+_PARAMS = "params-sha256"
+_SOURCE_ETAG = "source-etag"
+
 _log = structlog.get_logger()
 
 _CONTENT_TYPES = {".flac": "audio/flac", ".wav": "audio/wav", ".tar": "application/x-tar"}
+
+
+@dataclass(frozen=True, slots=True)
+class ManifestHead:
+    """What a manifest was made from, as its object's metadata tells."""
+
+    params_sha256: str
+    source_etag: str
 
 
 class Sink:
@@ -63,6 +75,10 @@ class Sink:
         data, etag = answer
         return decode(data), etag
 
+    async def head_manifest(self, prefix: str) -> ManifestHead | None:
+        """HEAD the manifest below `prefix`: what it was made from, without its segments; None if there is none."""
+        return await self._retry(self._head, prefix + MANIFEST_NAME)
+
     async def put(self, file: Path, key: str) -> None:
         """Upload one file: a PUT, or a multipart upload when it is larger than a part."""
         if file.stat().st_size > self._chunksize_bytes:
@@ -83,7 +99,8 @@ class Sink:
         """
         key = manifest.output_prefix + MANIFEST_NAME
         condition = {"IfNoneMatch": "*"} if replaces is None else {"IfMatch": replaces}
-        if await self._retry(self._put_if, key, encode(manifest), condition):
+        head = {_PARAMS: manifest.params_sha256, _SOURCE_ETAG: manifest.source_etag or ""}
+        if await self._retry(self._put_if, key, encode(manifest), head, condition):
             return manifest
         winner = await self.read_manifest(manifest.output_prefix)
         if winner is None:
@@ -109,15 +126,31 @@ class Sink:
             async with answer["Body"] as body:
                 return await body.read(), answer["ETag"]
 
+    async def _head(self, key: str) -> ManifestHead | None:
+        with translated(f"S3 bucket {self._bucket}"):
+            try:
+                answer = await self._client.head_object(Bucket=self._bucket, Key=key)
+            except ClientError as error:
+                if error_code(error) in {"NoSuchKey", "404"}:
+                    return None
+                raise
+        metadata = answer["Metadata"]
+        return ManifestHead(metadata.get(_PARAMS, ""), metadata.get(_SOURCE_ETAG, ""))
+
     async def _put_object(self, key: str, data: bytes, content_type: str) -> None:
         with translated(f"S3 bucket {self._bucket}"):
             await self._client.put_object(Bucket=self._bucket, Key=key, Body=data, ContentType=content_type)
 
-    async def _put_if(self, key: str, data: bytes, condition: dict[str, Any]) -> bool:
+    async def _put_if(self, key: str, data: bytes, head: dict[str, str], condition: dict[str, Any]) -> bool:
         with translated(f"S3 bucket {self._bucket}"):
             try:
                 await self._client.put_object(
-                    Bucket=self._bucket, Key=key, Body=data, ContentType="application/json", **condition
+                    Bucket=self._bucket,
+                    Key=key,
+                    Body=data,
+                    ContentType="application/json",
+                    Metadata=head,
+                    **condition,
                 )
             except ClientError as error:
                 # NoSuchKey: what If-Match wanted to replace is gone.

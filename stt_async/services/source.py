@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 CHUNK_BYTES = 1024**2
 """Memory of a download: two or three of these, whatever the recording's size."""
 
+PAGE = 1000
+"""Objects in one answer to a LIST; stopping there asks for no further page."""
+
 _HTTP_FORBIDDEN = 403
 _HTTP_NOT_FOUND = 404
 
@@ -76,22 +79,36 @@ class Source:
         async with self._downloads:
             return await self._retry(self._fetch_once, job, to)
 
-    async def list(self, bucket: str, prefix: str, start_after: str | None = None) -> AsyncIterator[SourceObject]:
-        """Yield the objects of a bucket in the order of their keys, page by page: memory does not grow."""
-        listing = self._minio.list_objects(bucket, prefix=prefix, recursive=True, start_after=start_after)
-        with _translated(f"MinIO bucket {bucket}"):
-            async for entry in listing:
-                if entry.object_name is not None and not entry.is_dir:
-                    yield SourceObject(entry.object_name, entry.size or 0, (entry.etag or "").strip('"'))
+    async def pages(self, bucket: str, prefix: str) -> AsyncIterator[list[SourceObject]]:
+        """Yield the objects of a bucket in the order of their keys, in pages of up to 1,000."""
+        last_key: str | None = None
+        while page := await self._retry(self._page, bucket, prefix, last_key):
+            yield page
+            last_key = page[-1].key
 
     async def probe(self, bucket: str) -> str:
         """Prove that we may list and read the bucket; return what was found, for people."""
-        async for entry in self.list(bucket, ""):
-            with _translated(f"MinIO bucket {bucket}"):
-                response = await self._minio.get_object(bucket, entry.key, length=min(1, entry.size_bytes))
-                response.close()
-            return f"lists, and read the first byte of {entry.key}"
-        return "lists; it is empty, so nothing was read"
+        page = await self._retry(self._page, bucket, "", None)
+        if not page:
+            return "lists; it is empty, so nothing was read"
+        await self._retry(self._read_start, bucket, page[0].key)
+        return f"lists, and reads {page[0].key}"
+
+    async def _page(self, bucket: str, prefix: str, start_after: str | None) -> list[SourceObject]:
+        page: list[SourceObject] = []
+        with _translated(f"MinIO bucket {bucket}"):
+            listing = self._minio.list_objects(bucket, prefix=prefix, recursive=True, start_after=start_after)
+            async for entry in listing:
+                if entry.object_name is not None and not entry.is_dir:
+                    page.append(SourceObject(entry.object_name, entry.size or 0, (entry.etag or "").strip('"')))
+                if len(page) == PAGE:
+                    break
+        return page
+
+    async def _read_start(self, bucket: str, key: str) -> None:
+        with _translated(f"MinIO ({bucket}/{key})"):
+            async with await self._minio.get_object(bucket, key) as response:
+                await response.content.read(1)
 
     async def _fetch_once(self, job: SplitJob, to: Path) -> str | None:
         opened = self._open_s3(job) if job.source_type == "s3" else self._open_minio(job)

@@ -1,0 +1,118 @@
+"""One split job, as a straight line: from a message body to a manifest that stands."""
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from stt_async.errors import PermanentError
+from stt_async.job import SplitJob, parse_split_job
+from stt_async.manifest import Manifest, build, settles
+from stt_async.params import SplitLimits, SplitParams
+from stt_async.services.sink import Sink
+from stt_async.services.source import Source
+from stt_async.tasks import together
+from stt_async.worker.pool import Pool
+from stt_async.worker.scratch import Scratch
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a job ended well: the event of its one log line, and what that line tells."""
+
+    event: str
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SplitPipeline:
+    """Runs split jobs. Many at once: while one is in the pool, others are on their way in and out."""
+
+    source: Source
+    sink: Sink
+    pool: Pool
+    scratch: Scratch
+    params: SplitParams
+    limits: SplitLimits
+    output_bucket: str
+    source_buckets: frozenset[str]
+
+    async def run(self, body: str) -> Outcome:
+        """Do the job of a message. When this returns, its manifest is durable and the message may be deleted.
+
+        Raises:
+            JobError: its class tells what becomes of the message.
+        """
+        job = parse_split_job(body, output_bucket=self.output_bucket, source_buckets=self.source_buckets)
+        structlog.contextvars.bind_contextvars(job_id=job.job_id, recording=job.recording)
+        params = job.params(self.params)
+
+        standing = await self.sink.read_manifest(job.output_prefix)
+        if standing is not None and settles(standing[0], job, params, source_etag=job.source_etag):
+            return Outcome("job_skipped", {"segments": standing[0].total_segments})
+        if standing is not None and not job.replace:
+            raise _conflict(standing[0], job)
+
+        times = StageTimes()
+        async with self.scratch.room(job.source_size) as folder:
+            with times.stage("fetch"):
+                etag = await self.source.fetch(job, folder / "source")
+            split = await self.pool.split(folder / "source", _made(folder / "out"), params, self.limits)
+            times.add("split", split.started_s, split.ended_s)
+            manifest = build(job, split.result, params, source_etag=etag, processed_at=datetime.now(UTC))
+            with times.stage("put"):
+                await together(
+                    self.sink.put(folder / "out" / name, job.output_prefix + name) for name in manifest.object_names()
+                )
+                winner = await self.sink.commit(manifest, replaces=standing[1] if standing else None)
+        if winner is not manifest and not settles(winner, job, params, source_etag=etag):
+            raise _conflict(winner, job)
+        return Outcome("job_succeeded", _facts(manifest) | {"stages": times.spans})
+
+
+class StageTimes:
+    """When each stage of a job began and ended, on the monotonic clock: what overlaps what can be read from the log."""
+
+    def __init__(self) -> None:
+        self.spans: dict[str, tuple[float, float]] = {}
+
+    def add(self, name: str, started_s: float, ended_s: float) -> None:
+        """Record a stage."""
+        self.spans[name] = (round(started_s, 3), round(ended_s, 3))
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Record the block as a stage."""
+        started_s = time.monotonic()
+        yield
+        self.add(name, started_s, time.monotonic())
+
+
+def _facts(manifest: Manifest) -> dict[str, Any]:
+    return {
+        "status": manifest.status,
+        "segments": manifest.total_segments,
+        "duration_s": manifest.recording.decoded_duration_s,
+        "speech_s": manifest.speech_s,
+        "truncated": manifest.recording.truncated,
+        "source_bytes": manifest.recording.source_bytes,
+    }
+
+
+def _conflict(standing: Manifest, job: SplitJob) -> PermanentError:
+    return PermanentError(
+        "conflict",
+        f"{job.output_prefix} already holds the segments of {standing.source_bucket}/{standing.source_key} (ETag "
+        f"{standing.source_etag}, parameters {standing.params_sha256[:8]}), not of what this job names; "
+        'send it with "replace": true to write over them',
+    )
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir()
+    return folder

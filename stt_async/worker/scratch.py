@@ -1,0 +1,111 @@
+"""Scratch space on disk: a folder for each worker, a room in it for each job, and a bound on what all may take."""
+
+import asyncio
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import IO
+
+import structlog
+
+from stt_async.errors import TransientError
+
+_log = structlog.get_logger()
+
+SCRATCH_PER_SOURCE_BYTE = 8
+"""A recording's room, estimated from its size: 64 kbit/s mp3 becomes four times its size as 16 kHz 16 bit PCM and
+about twice as FLAC segments; the rest is margin for lower bit rates."""
+
+UNKNOWN_SOURCE_BYTES = 64 * 1024**2
+"""Taken for a recording whose job does not tell its size."""
+
+SHARE_OF_FREE_DISK = 0.8
+
+
+class Scratch:
+    """The scratch space of one worker. To be used on the event loop's thread."""
+
+    def __init__(self, folder: Path, max_bytes: int) -> None:
+        self._folder = folder
+        self._max_bytes = max_bytes
+        self._free_bytes = max_bytes
+        self._turn = asyncio.Lock()
+        self._freed = asyncio.Event()
+
+    @asynccontextmanager
+    async def room(self, source_bytes: int | None) -> AsyncIterator[Path]:
+        """Wait, first come first served, until a recording of this size fits; yield an empty folder for it.
+
+        One that would never fit waits until it has the whole space to itself. The folder is removed at the end.
+        """
+        needed = min(self._max_bytes, (source_bytes or UNKNOWN_SOURCE_BYTES) * SCRATCH_PER_SOURCE_BYTE)
+        async with self._turn:
+            while self._free_bytes < needed:
+                self._freed.clear()
+                await self._freed.wait()
+            self._free_bytes -= needed
+        try:
+            with self._room_folder() as folder:
+                yield folder
+        finally:
+            self._free_bytes += needed
+            self._freed.set()
+
+    @contextmanager
+    def _room_folder(self) -> Iterator[Path]:
+        try:
+            folder = Path(tempfile.mkdtemp(prefix="job-", dir=self._folder))
+        except OSError as error:
+            raise TransientError("disk_full", f"cannot make a folder in {self._folder}: {error}") from error
+        try:
+            yield folder
+        finally:
+            # A pool child may live on for a moment after its job was cancelled: out of its sight first, then removed.
+            gone = folder.with_suffix(".gone")
+            folder.rename(gone)
+            shutil.rmtree(gone, ignore_errors=True)
+
+
+@contextmanager
+def open_scratch(scratch_dir: Path, max_bytes: int | None) -> Iterator[Scratch]:
+    """Make this worker's folder below `scratch_dir`, and remove those of workers that died.
+
+    A worker holds a lock on its folder for as long as it lives (flock: the kernel lets go of it whatever happens).
+    """
+    scratch_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _remove_abandoned(scratch_dir)
+    making = Path(tempfile.mkdtemp(prefix=".making-", dir=scratch_dir))
+    lock = _lock(making)
+    folder = making.rename(scratch_dir / f"worker-{os.getpid()}-{making.name[-8:]}")
+    try:
+        free_bytes = int(shutil.disk_usage(folder).free * SHARE_OF_FREE_DISK)
+        yield Scratch(folder, max_bytes or free_bytes)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        lock.close()
+
+
+def _remove_abandoned(scratch_dir: Path) -> None:
+    for folder in [*scratch_dir.glob("worker-*"), *scratch_dir.glob(".making-*")]:
+        try:
+            lock = _lock(folder)
+        except OSError:
+            continue  # its worker lives, or has just removed it
+        with lock:
+            shutil.rmtree(folder, ignore_errors=True)
+            _log.info("scratch_removed", folder=str(folder), reason="its worker is gone")
+
+
+def _lock(folder: Path) -> IO[bytes]:
+    """Lock a worker's folder, or raise OSError."""
+    lock = (folder / "lock").open("ab")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        lock.close()
+        raise
+    return lock
