@@ -19,6 +19,12 @@ MAX_KEY_BYTES = 1024
 MAX_PREFIX_BYTES = 900
 """S3 keys end at 1024 bytes; this leaves room for the longest object name below the prefix."""
 
+AUDIO_SUFFIXES = frozenset(
+    {".3gp", ".aac", ".aif", ".aifc", ".aiff", ".amr", ".au", ".flac", ".m4a", ".mka", ".mkv", ".mp3", ".mp4"}
+    | {".oga", ".ogg", ".opus", ".sph", ".wav", ".webm", ".wma"}
+)
+"""What counts as a recording when a bucket or a folder is listed; whether it is one shows when it is decoded."""
+
 RESERVED_PREFIXES = ("releases/", "failures/")
 """Of the output bucket: what the fleet keeps there for itself."""
 

@@ -13,6 +13,7 @@ def configure() -> None:
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
+        _time_and_event_first,
     ]
     if sys.stderr.isatty():
         structlog.configure(
@@ -30,3 +31,11 @@ def configure() -> None:
             wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
             logger_factory=structlog.BytesLoggerFactory(sys.stderr.buffer),
         )
+
+
+def _time_and_event_first(
+    _logger: structlog.typing.WrappedLogger, _method: str, event: structlog.typing.EventDict
+) -> structlog.typing.EventDict:
+    """Order a line as people read it."""
+    first = ("timestamp", "level", "event")
+    return {name: event[name] for name in first} | {n: value for n, value in event.items() if n not in first}

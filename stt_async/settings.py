@@ -124,8 +124,8 @@ class Settings(BaseSettings):
         return SplitParams(**asdict(self.vad), format=self.format, layout=self.layout)
 
 
-def load(env_file: Path | None = None) -> Settings:
-    """Read the settings; what the environment says wins over `env_file`.
+def load(env_file: Path | None = None, **overrides: Any) -> Settings:
+    """Read the settings: `overrides` that are not None win over the environment, and that over `env_file`.
 
     Raises:
         SettingsError: a value is missing, malformed or contradicts another; it names each variable.
@@ -135,7 +135,7 @@ def load(env_file: Path | None = None) -> Settings:
             raise SettingsError(f"the env file {env_file} is not there")
         load_dotenv(env_file, override=False)
     try:
-        return Settings()
+        return Settings(**{name: value for name, value in overrides.items() if value is not None})
     except ValidationError as error:
         raise SettingsError("\n".join(_sentence(e) for e in error.errors())) from error
 

@@ -1,24 +1,17 @@
 """List recordings, skip what is done, send a job for each of the rest."""
 
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
-from typing import Any
 
 from pydantic import ValidationError
 
-from stt_async.job import SplitJob, split_job_id
-from stt_async.services.connections import Connections
-from stt_async.services.queue import BATCH, JobQueue
+from stt_async.job import AUDIO_SUFFIXES, SplitJob, split_job_id
+from stt_async.services.connections import Connections, connect
+from stt_async.services.queue import BATCH
 from stt_async.services.source import SourceObject
 from stt_async.settings import Settings
 from stt_async.tasks import together
-
-AUDIO_SUFFIXES = frozenset(
-    {".3gp", ".aac", ".aif", ".aifc", ".aiff", ".amr", ".au", ".flac", ".m4a", ".mka", ".mkv", ".mp3", ".mp4"}
-    | {".oga", ".ogg", ".opus", ".sph", ".wav", ".webm", ".wma"}
-)
-"""What counts as a recording when a bucket is listed; whether it is one shows when it is decoded."""
 
 CHUNK = 200
 """Recordings looked at and sent at once: 200 HEADs and 20 batches in flight, and all that is held in memory."""
@@ -48,26 +41,45 @@ class Selection:
     """Send those again that were made from other parameters or another source."""
 
 
-async def enqueue(
-    settings: Settings,
-    services: Connections,
-    selection: Selection,
-    send: Callable[[Sequence[SplitJob]], Coroutine[Any, Any, None]],
-    progress: Callable[[Summary], None],
-) -> Summary:
+async def enqueue(settings: Settings, selection: Selection, progress: Callable[[Summary], None]) -> Summary:
     """Go through the source bucket and send what is not done. Memory stays flat, whatever the bucket holds.
 
     Args:
-        settings: Buckets and parameters.
-        services: Where to list and look.
+        settings: Buckets, queue and parameters.
         selection: Which recordings.
-        send: What to do with up to 200 jobs: `sender(queue)`, or nothing at all for a dry run.
         progress: Called after each chunk.
 
     Raises:
         JobError: a service failed for longer than the retry policy allows. What was sent stays sent; the same
             command again goes on from there, and a job sent twice is done once.
     """
+    async with connect(settings) as services:
+        queue = await services.queue()
+
+        async def send(jobs: Sequence[SplitJob]) -> None:
+            bodies = [job.body() for job in jobs]
+            await together(queue.send(bodies[start : start + BATCH]) for start in range(0, len(bodies), BATCH))
+
+        return await _go_through(settings, services, selection, send, progress)
+
+
+async def preview(settings: Settings, selection: Selection, progress: Callable[[Summary], None]) -> Summary:
+    """Do as `enqueue` does, without sending: no queue is asked."""
+
+    async def send_nothing(jobs: Sequence[SplitJob]) -> None:
+        """Leave them."""
+
+    async with connect(settings) as services:
+        return await _go_through(settings, services, selection, send_nothing, progress)
+
+
+async def _go_through(
+    settings: Settings,
+    services: Connections,
+    selection: Selection,
+    send: Callable[[Sequence[SplitJob]], Awaitable[None]],
+    progress: Callable[[Summary], None],
+) -> Summary:
     summary = Summary()
     digest = settings.split_params.digest()
     async for chunk in _chunks(services, settings.source_bucket, selection.prefix):
@@ -92,20 +104,6 @@ async def enqueue(
         if summary.sent == selection.limit:
             break
     return summary
-
-
-def sender(queue: JobQueue) -> Callable[[Sequence[SplitJob]], Coroutine[Any, Any, None]]:
-    """Return what sends jobs to `queue`, ten in a batch, all batches at once."""
-
-    async def send(jobs: Sequence[SplitJob]) -> None:
-        bodies = [job.body() for job in jobs]
-        await together(queue.send(bodies[start : start + BATCH]) for start in range(0, len(bodies), BATCH))
-
-    return send
-
-
-async def send_nothing(jobs: Sequence[SplitJob]) -> None:
-    """Do without sending: a dry run."""
 
 
 async def _chunks(services: Connections, bucket: str, prefix: str) -> AsyncIterator[list[SourceObject]]:

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -77,11 +77,12 @@ async def local_servers(directory: Path, *, readable: Sequence[str]) -> AsyncIte
 async def open_services(
     servers: LocalServers, *, source_bucket: str, output_bucket: str, split_queue: str, visibility_timeout_s: int
 ) -> LocalServices:
-    """Create the buckets and queues for one pile of recordings."""
+    """Create the buckets and queues for one pile of recordings; buckets of an earlier time stay as they are."""
     owner = servers.objects.owner
     async with s3_client(servers.objects.url, owner) as s3, sqs_client(servers.queues_url, owner) as sqs:
-        await s3.create_bucket(Bucket=source_bucket)
-        await s3.create_bucket(Bucket=output_bucket)
+        for bucket in (source_bucket, output_bucket):
+            with suppress(s3.exceptions.BucketAlreadyExists, s3.exceptions.BucketAlreadyOwnedByYou):
+                await s3.create_bucket(Bucket=bucket)
         queues = await create_queue_pair(sqs, split_queue, visibility_timeout_s=visibility_timeout_s)
     return LocalServices(servers, source_bucket, output_bucket, queues)
 

@@ -9,7 +9,7 @@ from stt_async.services.connections import Connections, connect
 from stt_async.services.queue import JobQueue
 from stt_async.settings import Settings
 from stt_async.worker.breaker import Breaker
-from stt_async.worker.daemon import Daemon
+from stt_async.worker.daemon import Daemon, stop_when_empty
 from stt_async.worker.lease import Leases
 from stt_async.worker.pipeline import SplitPipeline
 from stt_async.worker.pool import open_pool
@@ -19,6 +19,15 @@ from stt_async.worker.stop import Stop, on_signals
 
 Watch = Callable[[JobQueue, Stop], Coroutine[Any, Any, None]]
 """Something that runs beside the daemon and may ask it to stop."""
+
+
+async def work_until_empty(settings: Settings) -> Counter[str]:
+    """Do as `work` does, and stop once the queue is empty."""
+
+    async def watch(queue: JobQueue, stop: Stop) -> None:
+        await stop_when_empty(queue, stop, drain_timeout_s=settings.drain_timeout_s)
+
+    return await work(settings, watch)
 
 
 async def work(settings: Settings, *watches: Watch) -> Counter[str]:

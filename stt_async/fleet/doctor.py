@@ -1,0 +1,43 @@
+"""Is everything in order? Settings, services, model, scratch space: one line each."""
+
+import shutil
+import tempfile
+from collections.abc import AsyncIterator
+
+from stt_async.errors import TransientError
+from stt_async.services.connections import connect
+from stt_async.settings import Settings
+from stt_async.worker.pool import open_pool
+from stt_async.worker.preflight import Check, checks, look
+
+PATIENCE_S = 5.0
+"""How long one call to a service is tried: somebody is waiting at a terminal."""
+
+
+async def examine(settings: Settings) -> AsyncIterator[Check]:
+    """Yield a check of each thing that a worker needs, from near to far. Leaves nothing behind anywhere."""
+    patient = settings.model_copy(update={"retry_timeout_s": PATIENCE_S, "retry_max_wait_s": 1.0})
+    vad = settings.vad
+    yield Check(
+        "settings", None, f"{settings.job_slots} slots, {settings.processes} processes, threshold {vad.threshold}"
+    )
+
+    async def scratch() -> str:
+        try:
+            settings.scratch_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=settings.scratch_dir) as file:
+                file.write(b"probe")
+            free_bytes = shutil.disk_usage(settings.scratch_dir).free
+        except OSError as error:
+            raise TransientError("scratch", f"cannot write to {settings.scratch_dir}: {error}") from error
+        return f"{free_bytes / 1e9:.1f} GB free"
+
+    async def model() -> str:
+        async with open_pool(1, settings.job_timeout_s):
+            return "a pool child loaded it"
+
+    yield await look(f"scratch {settings.scratch_dir}", scratch)
+    yield await look("model", model)
+    async with connect(patient) as services:
+        async for check in checks(services, patient):
+            yield check

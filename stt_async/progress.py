@@ -1,0 +1,45 @@
+"""Progress on stderr: a bar on a terminal, a line now and then elsewhere."""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
+LINE_INTERVAL_S = 10.0
+
+
+class Report(Protocol):
+    """Tell how far it is."""
+
+    def __call__(self, done: int, total: int | None = None) -> None:
+        """`done` so far, of `total` if that is known by now."""
+
+
+@contextmanager
+def progress(what: str) -> Iterator[Report]:
+    """Show how `what` comes along, until the block ends."""
+    if sys.stderr.isatty():
+        columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+        with Bar(TextColumn("{task.description}"), *columns, console=Console(stderr=True), transient=True) as bar:
+            task = bar.add_task(what, total=None)
+            yield lambda done, total=None: bar.update(task, completed=done, total=total)
+    else:
+        yield _lines(what)
+
+
+def _lines(what: str) -> Report:
+    told_s = time.monotonic()
+
+    def report(done: int, total: int | None = None) -> None:
+        nonlocal told_s
+        if time.monotonic() - told_s >= LINE_INTERVAL_S:
+            told_s = time.monotonic()
+            of = "" if total is None else f" of {total}"
+            sys.stderr.write(f"{what}: {done}{of}\n")
+
+    return report
