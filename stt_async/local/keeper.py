@@ -38,6 +38,7 @@ def _die_with(parent_pid: int, signum: signal.Signals) -> None:
 
 def _become(command: list[str], parent_pid: int) -> NoReturn:
     _die_with(parent_pid, signal.SIGKILL)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell has what it starts with `&` ignore it, and that is inherited
     os.execvp(command[0], command)  # noqa: S606 - the command is the caller's own
 
 

@@ -108,8 +108,7 @@ class ChildProcess:
                     async with asyncio.timeout(self._grace_s):
                         await self.wait()
         finally:  # also when cancelled while waiting: then at once
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.pid, signal.SIGKILL)
+            self._kill_group()
             code = await self.wait()
             for file in self._leaves:
                 file.unlink(missing_ok=True)
@@ -139,6 +138,12 @@ class ChildProcess:
             log.seek(max(0, self.log.stat().st_size - _TAIL_BYTES))
             lines = log.read().decode(errors="replace").splitlines()
         return "\n".join(lines[-_TAIL_LINES:])
+
+    def _kill_group(self) -> None:
+        if self.returncode is not None and psutil.pid_exists(self.pid):
+            return  # ours ended long ago, and its number has been given to somebody else
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
 
     @property
     def _started(self) -> asyncio.subprocess.Process:

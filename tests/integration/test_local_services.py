@@ -3,7 +3,7 @@
 import asyncio
 import signal
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from types_aiobotocore_s3 import S3Client
 
 _PART_BYTES = 5 * 1024**2
-_SOCKETS = Path("/tmp")  # noqa: S108 - SeaweedFS puts them there
 
 # Brings the services up, says so with the ids of their processes, and stays until something ends it.
 _HOLDER = """
@@ -194,7 +193,7 @@ async def test_the_servers_listen_on_loopback_only() -> None:
 
 
 async def test_nothing_stays_after_the_services(tmp_path: Path) -> None:
-    before = _sockets()
+    before = _descendants()
     up: asyncio.Future[LocalServices] = asyncio.Future()
 
     async def hold() -> None:
@@ -206,13 +205,15 @@ async def test_nothing_stays_after_the_services(tmp_path: Path) -> None:
     running = (await up).servers
     assert await _answers(running.objects.url)
     assert await _answers(running.queues_url)
-    assert len(_sockets() - before) == 5
+    sockets = _sockets(_descendants() - before)
+    assert len(sockets) == 5
     holding.cancel()
     with pytest.raises(asyncio.CancelledError):
         await holding
     assert not await _answers(running.objects.url)
     assert not await _answers(running.queues_url)
-    assert _sockets() == before
+    assert _descendants() == before
+    assert not any(socket.exists() for socket in sockets)
 
 
 async def test_a_port_taken_in_the_meantime_is_replaced_once(
@@ -247,7 +248,6 @@ async def test_a_server_that_does_not_come_up_shows_its_log(
 async def test_the_servers_end_with_the_process_that_started_them(
     tmp_path: Path, loop: str, signum: signal.Signals
 ) -> None:
-    before = _sockets()
     log = tmp_path / "holder.log"
     holder = ChildProcess(
         [sys.executable, "-c", _HOLDER, tmp_path / "services", loop],
@@ -260,11 +260,12 @@ async def test_the_servers_end_with_the_process_that_started_them(
         (line,) = await wait_until(lambda: log.read_text().splitlines(), what="the servers to be up")
         pids: list[int] = orjson.loads(line)
         assert len(pids) == 3  # SeaweedFS, its keeper, moto
-        assert len(_sockets() - before) == 5
+        sockets = _sockets(pids)
+        assert len(sockets) == 5
         holder.signal(signum)
         await holder.wait()
         await wait_until(lambda: not any(psutil.pid_exists(pid) for pid in pids), what=f"{pids} to end")
-    await wait_until(lambda: _sockets() <= before, what="the sockets of SeaweedFS to go")
+    await wait_until(lambda: not any(socket.exists() for socket in sockets), what="the sockets of SeaweedFS to go")
 
 
 async def test_a_child_deaf_to_sigterm_is_killed_with_its_children(tmp_path: Path) -> None:
@@ -305,5 +306,11 @@ async def _answers(url: str) -> bool:
     return True
 
 
-def _sockets() -> set[Path]:
-    return set(_SOCKETS.glob("seaweedfs-*.sock"))
+def _descendants() -> set[int]:
+    return {child.pid for child in psutil.Process().children(recursive=True)}
+
+
+def _sockets(pids: Iterable[int]) -> set[Path]:
+    """The socket files in /tmp on which these processes listen."""
+    addresses = {str(each.laddr) for pid in pids for each in psutil.Process(pid).net_connections(kind="unix")}
+    return {Path(address) for address in addresses if address.startswith("/tmp/")}  # noqa: S108 - SeaweedFS's choice
