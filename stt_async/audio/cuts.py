@@ -59,11 +59,9 @@ def _places(
     first, last = -(-start // FRAME_SAMPLES), min(end // FRAME_SAMPLES, len(probabilities))
     inside = probabilities[first:last]
     pause_starts, pause_ends = runs(inside < params.threshold)
-    long_enough = (
-        pause_ends - pause_starts
-    ) * FRAME_SAMPLES >= params.min_silence_at_max_speech * SAMPLE_RATE_HZ / 1000
-    pause_starts, pause_ends = pause_starts[long_enough], pause_ends[long_enough]
     pause_s = (pause_ends - pause_starts) * FRAME_SAMPLES / SAMPLE_RATE_HZ
+    long_enough = pause_s >= params.min_silence_at_max_speech / 1000
+    pause_starts, pause_ends, pause_s = pause_starts[long_enough], pause_ends[long_enough], pause_s[long_enough]
     least = _least_probable(inside, min(max(spare_frames, 1), _COARSE_FRAMES))
     samples = np.concatenate(
         (
@@ -89,7 +87,8 @@ def _least_probable(probabilities: Probabilities, group: int) -> Positions:
     """Return the frame of the lowest probability in each group of frames."""
     filled = np.full(-(-len(probabilities) // group) * group, np.inf, np.float32)
     filled[: len(probabilities)] = probabilities
-    return filled.reshape(-1, group).argmin(1) + np.arange(0, len(filled), group)
+    least: Positions = filled.reshape(-1, group).argmin(1) + np.arange(0, len(filled), group)
+    return least
 
 
 def _cheapest(places: Positions, costs: Costs, longest: int, shortest: int) -> list[int]:

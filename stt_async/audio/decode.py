@@ -2,7 +2,7 @@
 
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -48,11 +48,22 @@ class Decoded:
     complete: bool
 
 
-def decode(fd: int, folder: Path, network: Network, limits: SplitLimits, watch: Stopwatch) -> Decoded:
+@dataclass(frozen=True, slots=True)
+class Tools:
+    """What decoding works with; `folder` is where the PCM lies meanwhile."""
+
+    folder: Path
+    network: Network
+    limits: SplitLimits
+    watch: Stopwatch
+
+
+@contextmanager
+def decode(fd: int, tools: Tools) -> Iterator[Decoded]:
     """Decode the recording behind a descriptor with the decoder that is fastest for its kind.
 
     Where that one refuses or stops short, the other is tried too, and the longer result wins. Memory: a few blocks.
-    The PCM lies in `folder`'s file system without a name and goes when it is closed (or the process dies).
+    The PCM has no name in its folder, and is gone when this ends or the process dies.
 
     Raises:
         PermanentError: not audio, not decodable, empty, or over a limit.
@@ -60,61 +71,56 @@ def decode(fd: int, folder: Path, network: Network, limits: SplitLimits, watch: 
     kind = sniff(fd)
     best: Decoded | None = None
     refusals: list[NotDecodableError] = []
-    for decoder in kind.decoders:
-        try:
-            found = _decode_with(decoder, fd, folder, network, limits, watch)
-        except NotDecodableError as refusal:
-            refusals.append(refusal)
-            continue
-        if best is None or found.samples > best.samples + _SHORTFALL_S * SAMPLE_RATE_HZ:
-            best, found = found, best
-        if found is not None:
-            found.pcm.close()
-        if best.complete:
-            break
-    if best is None:
-        raise _refused(kind, refusals)
-    if not best.samples:
-        best.pcm.close()
-        raise _empty(best.stream)
-    return best
+    with ExitStack() as scratch:
+        for decoder in kind.decoders:
+            try:
+                found = _decode_with(decoder, fd, scratch, tools)
+            except NotDecodableError as refusal:
+                refusals.append(refusal)
+                continue
+            best = found if best is None else _longer(best, found)
+            if best.complete:
+                break
+        if best is None:
+            raise _refused(kind, refusals)
+        if not best.samples:
+            raise _empty(best.stream)
+        yield best
 
 
-def _decode_with(
-    decoder: Decoder, fd: int, folder: Path, network: Network, limits: SplitLimits, watch: Stopwatch
-) -> Decoded:
-    channel: int | None = None
-    while True:
-        mono = Mono(channel)
-        with _OPEN[decoder](fd) as stream:
-            decoded = _drain(stream, mono, folder, network, limits, watch)
-        channel = mono.loudest_if_cancelled()
-        if channel is None:
-            return decoded
-        decoded.pcm.close()
+def _longer(first: Decoded, second: Decoded) -> Decoded:
+    if second.samples > first.samples + _SHORTFALL_S * SAMPLE_RATE_HZ:
+        first, second = second, first
+    second.pcm.close()
+    return first
 
 
-def _drain(
-    stream: Stream, mono: Mono, folder: Path, network: Network, limits: SplitLimits, watch: Stopwatch
-) -> Decoded:
-    vad = SpeechProbabilities(network)
+def _decode_with(decoder: Decoder, fd: int, scratch: ExitStack, tools: Tools) -> Decoded:
+    mono = Mono()
+    with _OPEN[decoder](fd) as stream:
+        decoded = _drain(stream, mono, scratch, tools)
+    channel = mono.loudest_if_cancelled()
+    if channel is None:
+        return decoded
+    decoded.pcm.close()
+    with _OPEN[decoder](fd) as stream:
+        return _drain(stream, Mono(channel), scratch, tools)
+
+
+def _drain(stream: Stream, mono: Mono, scratch: ExitStack, tools: Tools) -> Decoded:
+    pcm = scratch.enter_context(tempfile.TemporaryFile(dir=tools.folder))  # noqa: SIM115 - the stack closes it
+    vad = SpeechProbabilities(tools.network)
     samples = 0
-    pcm = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - it outlives this function
-    try:
-        for part in _parts(stream, mono, limits, watch):
-            samples += len(part)
-            _check_length(samples, limits)
-            with watch("scratch"):
-                pcm.write(part.data)
-            with watch("vad"):
-                vad.push(part)
-        with watch("vad"):
-            probabilities = vad.finish()
-        pcm.flush()
-    except BaseException:
-        pcm.close()
-        raise
-    truncated = _is_short(samples / SAMPLE_RATE_HZ, stream.declared_s)
+    for part in _parts(stream, mono, tools):
+        samples += len(part)
+        _check_length(samples, tools.limits)
+        with tools.watch("scratch"):
+            pcm.write(part.data)
+        with tools.watch("vad"):
+            vad.push(part)
+    with tools.watch("vad"):
+        probabilities = vad.finish()
+    truncated = _is_short(samples / SAMPLE_RATE_HZ, stream)
     return Decoded(
         stream=stream,
         pcm=pcm,
@@ -126,16 +132,16 @@ def _drain(
     )
 
 
-def _parts(stream: Stream, mono: Mono, limits: SplitLimits, watch: Stopwatch) -> Iterator[Pcm]:
-    _check_channels(stream.channels, limits)
-    for block in watch.each("decode", stream.blocks):
-        _check_channels(len(block.samples), limits)
+def _parts(stream: Stream, mono: Mono, tools: Tools) -> Iterator[Pcm]:
+    _check_channels(stream.channels, tools.limits)
+    for block in tools.watch.each("decode", stream.blocks):
+        _check_channels(len(block.samples), tools.limits)
         if not MIN_RATE_HZ <= block.rate_hz <= MAX_RATE_HZ:
             raise PermanentError("undecodable", f"its header says {block.rate_hz} Hz, which no recording has")
-        with watch("resample"):
+        with tools.watch("resample"):
             part = mono.push(block)
         yield part
-    with watch("resample"):
+    with tools.watch("resample"):
         tail = mono.finish()
     yield tail
 
@@ -152,8 +158,11 @@ def _check_length(samples: int, limits: SplitLimits) -> None:
         raise PermanentError("too_long", f"decoded it is larger than the allowed {limits.max_scratch_bytes} bytes")
 
 
-def _is_short(decoded_s: float, declared_s: float | None) -> bool:
-    return declared_s is not None and declared_s - decoded_s > max(_SHORTFALL_S, _SHORTFALL_SHARE * declared_s)
+def _is_short(decoded_s: float, stream: Stream) -> bool:
+    if stream.declared_s is None:
+        return False
+    share = 0.0 if stream.damaged else _SHORTFALL_SHARE
+    return stream.declared_s - decoded_s > max(_SHORTFALL_S, share * stream.declared_s)
 
 
 def _refused(kind: Kind, refusals: list[NotDecodableError]) -> PermanentError:
@@ -166,6 +175,6 @@ def _refused(kind: Kind, refusals: list[NotDecodableError]) -> PermanentError:
 
 
 def _empty(stream: Stream) -> PermanentError:
-    if stream.damaged:
+    if stream.damaged or stream.declared_s:
         return PermanentError("undecodable", f"it is a {stream.container} file, but nothing in it can be decoded")
     return PermanentError("empty_recording", f"it is a sound {stream.container} file with no audio samples in it")

@@ -2,19 +2,17 @@
 
 import hashlib
 import io
-import os
 import tarfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
-from typing import NamedTuple, Protocol, Self
+from typing import BinaryIO, NamedTuple, Protocol
 
 import soundfile as sf
 
 from stt_async.audio.signal import Pcm
 from stt_async.manifest import Archive, content_name
 from stt_async.params import SAMPLE_RATE_HZ, Format
-
-_TAR_BLOCK_BYTES = 512
 
 
 class Stored(NamedTuple):
@@ -32,8 +30,8 @@ class Store(Protocol):
     def add(self, number: int, data: bytes, suffix: str) -> Stored:
         """Keep one segment; numbers start at 1."""
 
-    def close(self) -> Archive | None:
-        """Finish, and return the archive if there is one."""
+    def finish(self) -> Archive | None:
+        """Say that this was all, and return the archive if there is one."""
 
 
 def encode(pcm: Pcm, audio_format: Format) -> bytes:
@@ -43,72 +41,64 @@ def encode(pcm: Pcm, audio_format: Format) -> bytes:
     return buffer.getvalue()
 
 
-class Files:
-    """One file for each segment, in a folder."""
+@contextmanager
+def files_in(folder: Path) -> Iterator[Store]:
+    """Keep each segment in a file of its own."""
+    yield _Files(folder)
 
+
+@contextmanager
+def tar_in(folder: Path) -> Iterator[Store]:
+    """Keep all segments in one tar, as WebDataset reads it, with the same header bytes every time.
+
+    It is written once, front to back; its name by content is known at the end, so it gets it then.
+    """
+    part = folder / "segments.tar.part"
+    try:
+        with part.open("wb") as file:
+            yield _Tar(folder, file)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+class _Files:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        pass
-
     def add(self, number: int, data: bytes, suffix: str) -> Stored:
-        """Write the segment's file."""
         sha256 = hashlib.sha256(data).hexdigest()
         filename = content_name(_stem(number), sha256, suffix)
         (self._folder / filename).write_bytes(data)
         return Stored(filename, len(data), sha256, None)
 
-    def close(self) -> None:
-        """Nothing is left to do."""
+    def finish(self) -> None:
+        pass
 
 
-class Tar:
-    """One tar of all segments, as WebDataset reads it, with the same header bytes every time.
-
-    It is written once, front to back; a name by content is only known at the end, so it is renamed then.
-    """
-
-    def __init__(self, folder: Path) -> None:
+class _Tar:
+    def __init__(self, folder: Path, file: BinaryIO) -> None:
         self._folder = folder
-        self._part = folder / "segments.tar.part"
-        self._file = self._part.open("wb")
+        self._file = file
         self._sha256 = hashlib.sha256()
         self._bytes = 0
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._file.close()
-        self._part.unlink(missing_ok=True)
-
     def add(self, number: int, data: bytes, suffix: str) -> Stored:
-        """Append the segment."""
         sha256 = hashlib.sha256(data).hexdigest()
         member = tarfile.TarInfo(content_name(_stem(number), sha256, suffix))
         member.size = len(data)
         self._write(member.tobuf(tarfile.USTAR_FORMAT))
         offset = self._bytes
-        self._write(data + bytes(-len(data) % _TAR_BLOCK_BYTES))
+        self._write(data + bytes(-len(data) % tarfile.BLOCKSIZE))
         return Stored(member.name, len(data), sha256, offset)
 
-    def close(self) -> Archive | None:
-        """End the archive and give it its name; an empty one is not kept."""
+    def finish(self) -> Archive | None:
         if not self._bytes:
             return None
-        self._write(bytes(2 * _TAR_BLOCK_BYTES))
-        self._file.close()
+        self._write(bytes(2 * tarfile.BLOCKSIZE))
+        self._file.flush()
         sha256 = self._sha256.hexdigest()
         filename = content_name("segments", sha256, "tar")
-        os.replace(self._part, self._folder / filename)  # noqa: PTH105 - the same
+        Path(self._file.name).rename(self._folder / filename)
         return Archive(filename=filename, bytes=self._bytes, sha256=sha256)
 
     def _write(self, data: bytes) -> None:

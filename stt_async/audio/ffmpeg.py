@@ -40,7 +40,7 @@ def open_with_ffmpeg(fd: int) -> Iterator[Stream]:
         raise NotDecodableError(str(error)) from error
     with container:
         track = container.streams.best("audio")
-        if track is None:
+        if not isinstance(track, av.AudioStream):
             raise NoAudioStreamError(container.format.name)
         context = track.codec_context
         if context is None:
@@ -122,7 +122,7 @@ class _Gather:
 
 def _planes(frame: av.AudioFrame, channels: int) -> list[Samples] | Samples:
     if frame.format.name == "fltp":
-        return [np.frombuffer(plane, np.float32, frame.samples) for plane in frame.planes]
+        return [np.frombuffer(memoryview(plane), np.float32, frame.samples) for plane in frame.planes]
     raw = frame.to_ndarray()
     if not frame.format.is_planar:
         raw = raw.reshape(-1, channels).T

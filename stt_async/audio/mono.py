@@ -79,12 +79,19 @@ class Mono:
         return mixed
 
     def _resample(self, mixed: Samples) -> Samples:
-        return mixed if self._resampler is None else self._resampler.resample_chunk(mixed)
+        if self._resampler is None:
+            return mixed
+        resampled: Samples = self._resampler.resample_chunk(mixed)
+        return resampled
 
     def _quantise(self, samples: Samples) -> Pcm:
-        scaled = np.rint(samples * _FULL_SCALE)
-        self.clipped_samples += int(np.count_nonzero(np.abs(scaled) >= _FULL_SCALE - 1))
-        return np.clip(scaled, -32_768, 32_767, out=scaled).astype(np.int16)
+        scaled = samples * _FULL_SCALE
+        np.rint(scaled, out=scaled)
+        if len(scaled) and max(scaled.max(), -scaled.min()) >= _FULL_SCALE - 1:
+            self.clipped_samples += int(np.count_nonzero(np.abs(scaled) >= _FULL_SCALE - 1))
+            np.clip(scaled, -32_768, 32_767, out=scaled)
+        pcm: Pcm = scaled.astype(np.int16)
+        return pcm
 
 
 def _finite(samples: Samples) -> Samples:

@@ -1,6 +1,7 @@
 """Speech probabilities to segments: runs of speech, joined across short pauses, padded, cut where too long."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -125,8 +126,8 @@ def _pad(groups: Bounds, samples: int, params: SplitParams) -> Bounds:
 def _cut(probabilities: Probabilities, start: int, end: int, samples: int, params: SplitParams) -> list[Span]:
     edges = [start, *cut_points(probabilities, start, end, params), end]
     last: EndReason = "end" if end == samples else "silence"
-    reasons: list[EndReason] = ["max_duration"] * (len(edges) - 2) + [last]
-    return [Span(*span) for span in zip(edges, edges[1:], reasons, strict=False)]
+    spans = [Span(left, right, "max_duration") for left, right in pairwise(edges)]
+    return [*spans[:-1], spans[-1]._replace(end_reason=last)]
 
 
 def _shortest(params: SplitParams) -> int:

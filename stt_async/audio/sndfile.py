@@ -49,18 +49,25 @@ def open_with_libsndfile(fd: int) -> Iterator[Stream]:
 
 
 def _blocks(file: sf.SoundFile, stream: Stream) -> Iterator[Block]:
-    is_int16 = file.subtype == "PCM_16"
+    is_int16 = file.subtype == "PCM_16" and file.format != "FLAC"
     buffer = np.empty((block_frames(file.channels), file.channels), np.int16 if is_int16 else np.float32)
-    while True:
+    planar = np.empty(buffer.shape[::-1], np.float32)
+    read = len(buffer)
+    while read and not stream.damaged:
+        if not is_int16:
+            buffer.fill(np.nan)
         try:
-            read = file.read(out=buffer)
+            read = len(file.read(out=buffer))
         except sf.LibsndfileError:
+            # soundfile does not say how much came before the error; what it did not write is still NaN.
             stream.damaged = True
-            return
-        if not len(read):
-            return
-        samples = read.T
-        yield Block(file.samplerate, samples * _INT16_SCALE if is_int16 else samples)
+            read = int(np.argmax(np.isnan(np.append(buffer[:, 0], np.nan))))
+        samples = planar[:, :read]
+        if is_int16:
+            np.multiply(buffer[:read].T, _INT16_SCALE, out=samples)
+        else:
+            np.copyto(samples, buffer[:read].T)
+        yield Block(file.samplerate, samples)
 
 
 def _is_read_to_the_end(fd: int) -> bool:

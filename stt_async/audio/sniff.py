@@ -9,6 +9,7 @@ Decoder = Literal["ffmpeg", "libsndfile"]
 _HEAD_BYTES = 4_096
 _ID3_HEADER_BYTES = 10
 _PCM_TAGS = {1, 3, 0xFFFE}
+_MPEG_SYNC = 0xFFE0
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,4 +99,4 @@ def _after_id3(fd: int) -> int:
 
 
 def _is_mpeg_sync(head: bytes) -> bool:
-    return len(head) > 1 and head[0] == 0xFF and head[1] & 0xE0 == 0xE0
+    return int.from_bytes(head[:2], "big") & _MPEG_SYNC == _MPEG_SYNC

@@ -3,6 +3,8 @@
 import errno
 import hashlib
 import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -11,18 +13,19 @@ import av
 import numpy as np
 import soundfile as sf
 
-from stt_async.audio.decode import Decoded, decode
-from stt_async.audio.encode import Files, Store, Tar, encode
+from stt_async.audio.decode import Decoded, Tools, decode
+from stt_async.audio.encode import Store, encode, files_in, tar_in
 from stt_async.audio.segmentation import Plan, Span, plan
 from stt_async.audio.silero import FRAME_SAMPLES, load_network
 from stt_async.audio.stopwatch import Stopwatch
 from stt_async.audio.vad import Network
 from stt_async.errors import PermanentError, TransientError
-from stt_async.manifest import Recording, Segment, SplitResult
-from stt_async.params import SAMPLE_RATE_HZ, SplitLimits, SplitParams
+from stt_async.manifest import Archive, Recording, Segment, SplitResult
+from stt_async.params import SAMPLE_RATE_HZ, Layout, SplitLimits, SplitParams
 
 _DEFAULT_LIMITS = SplitLimits()
 _SAMPLE_BYTES = 2
+_STORES: dict[Layout, Callable[[Path], AbstractContextManager[Store]]] = {"objects": files_in, "tar": tar_in}
 
 
 def warm_up() -> None:
@@ -56,13 +59,11 @@ def _split(fd: int, out_dir: Path, params: SplitParams, limits: SplitLimits) -> 
         raise PermanentError("empty_file", "it has 0 bytes")
     with watch("hash"):
         source_sha256 = _sha256(fd)
-    decoded = decode(fd, out_dir, _network(), limits, watch)
-    with decoded.pcm:
+    with decode(fd, Tools(out_dir, _network(), limits, watch)) as decoded:
         with watch("segment"):
             found = plan(decoded.probabilities, decoded.samples, params)
-        with (Tar if params.layout == "tar" else Files)(out_dir) as store, watch("encode"):
-            segments = tuple(_write(decoded, found, store, params))
-            archive = store.close()
+        with watch("encode"):
+            segments, archive = _write(decoded, found, out_dir, params)
     stream = decoded.stream
     return SplitResult(
         recording=Recording(
@@ -87,8 +88,12 @@ def _split(fd: int, out_dir: Path, params: SplitParams, limits: SplitLimits) -> 
     )
 
 
-def _write(decoded: Decoded, found: Plan, store: Store, params: SplitParams) -> list[Segment]:
-    return [_write_one(decoded, number, span, store, params) for number, span in enumerate(found.spans, 1)]
+def _write(
+    decoded: Decoded, found: Plan, out_dir: Path, params: SplitParams
+) -> tuple[tuple[Segment, ...], Archive | None]:
+    with _STORES[params.layout](out_dir) as store:
+        segments = tuple(_write_one(decoded, number, span, store, params) for number, span in enumerate(found.spans, 1))
+        return segments, store.finish()
 
 
 def _write_one(decoded: Decoded, number: int, span: Span, store: Store, params: SplitParams) -> Segment:
@@ -112,7 +117,7 @@ def _write_one(decoded: Decoded, number: int, span: Span, store: Store, params: 
 
 
 def _sha256(fd: int) -> str:
-    with open(fd, "rb", closefd=False) as file:  # noqa: PTH123 - a descriptor has no path
+    with open(fd, "rb", closefd=False) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -11,8 +11,8 @@ from stt_async.audio.silero import CONTEXT_SAMPLES, FRAME_SAMPLES, State
 
 Probabilities = NDArray[np.float32]
 
-BLOCK_FRAMES = 128
-"""Frames in one forward pass (4 s): the block stays in the second-level cache. 64 to 256 are within 20 %."""
+BLOCK_FRAMES = 256
+"""Frames in one forward pass (8 s). 128 is 8 % slower, 64 20 %; far larger ones leave the cache."""
 
 _INT16_SCALE = 1 / 32_768
 
@@ -30,8 +30,10 @@ class Network(Protocol):
 
 
 class SpeechProbabilities:
-    """Samples in as they come, probabilities out at the end. Blocks lie on a fixed grid from the first sample, so
-    the result does not depend on how the samples were handed in. Memory: 4 bytes a frame (11 MB for 24 h)."""
+    """Samples in as they come, probabilities out at the end. Memory: 4 bytes a frame (11 MB for 24 h).
+
+    Blocks lie on a fixed grid from the first sample: the result does not depend on how the samples were handed in.
+    """
 
     def __init__(self, network: Network) -> None:
         self._network = network
