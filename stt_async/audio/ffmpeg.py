@@ -1,7 +1,7 @@
 """Decode with FFmpeg's libraries (PyAV): everything that libsndfile cannot open or is slower at."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import av
@@ -15,7 +15,9 @@ _FORMATS = "aac,aiff,amr,asf,au,caf,flac,flv,matroska,mov,mp3,mpeg,mpegts,nistsp
 """Demuxers that read one file and nothing else. FFmpeg follows a playlist (hls, concat, dash) named .mp3 to any
 local file it names, even under a protocol whitelist; these cannot."""
 
-_INTEGER_SCALE = {"u8": 1 / 128, "s16": 1 / 32_768, "s32": 1 / 2_147_483_648}
+_FULL_SCALE = {"u8": 1 / 128, "s16": 1 / 32_768, "s32": 1 / 2_147_483_648}
+
+_QUEUE_FRAMES = 8_192
 
 _GUESSES_LENGTH = {"aac", "amr", "mpeg", "mpegts"}
 
@@ -66,11 +68,17 @@ def _declared_s(container: av.container.InputContainer, track: av.AudioStream, f
 
 
 def _blocks(container: av.container.InputContainer, track: av.AudioStream, stream: Stream) -> Iterator[Block]:
-    gather = _Gather()
+    shape, gather = None, _Gather(0, 1)
     for frame in _frames(container, track, stream):
-        rate_hz, channels = frame.sample_rate, frame.layout.nb_channels
-        stream.rate_hz, stream.channels = stream.rate_hz or rate_hz, max(stream.channels, channels)
-        yield from gather.add(rate_hz, channels, frame)
+        if shape != (shape := (frame.sample_rate, frame.layout.nb_channels, frame.format.name)):
+            yield from gather.rest()
+            rate_hz, channels, _ = shape
+            gather = _Gather(rate_hz, channels)
+            stream.rate_hz, stream.channels = stream.rate_hz or rate_hz, max(stream.channels, channels)
+        frame.pts = None
+        gather.queue.write(frame)
+        if gather.queue.samples >= _QUEUE_FRAMES:
+            yield from gather.full()
     yield from gather.rest()
 
 
@@ -91,46 +99,47 @@ def _frames(container: av.container.InputContainer, track: av.AudioStream, strea
 
 
 class _Gather:
-    """Frames of ~1,000 samples into blocks of ~65,000, so that numpy and soxr are called 60 times less."""
+    """Frames of ~1,000 samples into blocks of ~65,000, so that numpy and soxr are called 60 times less.
 
-    def __init__(self) -> None:
-        self._rate_hz = 0
-        self._buffer: Samples = np.empty((0, 0), np.float32)
+    FFmpeg's own queue takes them most of the way: to Python one frame costs as much as eight in one.
+    """
+
+    def __init__(self, rate_hz: int, channels: int) -> None:
+        self.queue = av.AudioFifo()
+        self._rate_hz = rate_hz
+        self._block = np.empty((channels, block_frames(channels)), np.float32)
         self._filled = 0
 
-    def add(self, rate_hz: int, channels: int, frame: av.AudioFrame) -> Iterator[Block]:
-        if rate_hz != self._rate_hz or channels != len(self._buffer):
-            yield from self.rest()
-            self._rate_hz = rate_hz
-            self._buffer = np.empty((channels, block_frames(channels)), np.float32)
-        done = 0
-        planes = _planes(frame, channels)
-        while done < frame.samples:
-            count = min(frame.samples - done, self._buffer.shape[1] - self._filled)
-            for row, plane in zip(self._buffer, planes, strict=True):
-                row[self._filled : self._filled + count] = plane[done : done + count]
+    def full(self) -> Iterator[Block]:
+        """Empty the queue; yield each block as it fills."""
+        while self.queue.samples:
+            count = min(self.queue.samples, self._block.shape[1] - self._filled)
+            frame = self.queue.read(count)
+            if frame is None:
+                return
+            for row, plane in zip(self._block, _planes(frame, len(self._block)), strict=True):
+                row[self._filled : self._filled + count] = plane
             self._filled += count
-            done += count
-            if self._filled == self._buffer.shape[1]:
-                yield from self.rest()
+            if self._filled == self._block.shape[1]:
+                self._filled = 0
+                yield Block(self._rate_hz, self._block)
 
     def rest(self) -> Iterator[Block]:
-        filled, self._filled = self._filled, 0
-        if filled:
-            yield Block(self._rate_hz, self._buffer[:, :filled])
+        """Yield all that is left."""
+        yield from self.full()
+        if self._filled:
+            yield Block(self._rate_hz, self._block[:, : self._filled])
 
 
-def _planes(frame: av.AudioFrame, channels: int) -> list[Samples] | Samples:
+def _planes(frame: av.AudioFrame, channels: int) -> Sequence[Samples]:
     if frame.format.name == "fltp":
         return [np.frombuffer(memoryview(plane), np.float32, frame.samples) for plane in frame.planes]
     raw = frame.to_ndarray()
     if not frame.format.is_planar:
         raw = raw.reshape(-1, channels).T
-    scale = _INTEGER_SCALE.get(frame.format.name.removesuffix("p"))
-    if scale is None:
-        return raw.astype(np.float32)
     samples = raw.astype(np.float32)
-    if frame.format.name.startswith("u8"):
+    kind = frame.format.name.removesuffix("p")
+    if kind == "u8":
         samples -= 128
-    samples *= np.float32(scale)
-    return samples
+    samples *= np.float32(_FULL_SCALE.get(kind, 1))
+    return list(samples)

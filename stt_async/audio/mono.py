@@ -97,4 +97,5 @@ class Mono:
 def _finite(samples: Samples) -> Samples:
     if np.isfinite(samples.sum()):
         return samples
-    return np.clip(np.nan_to_num(samples, nan=0.0, posinf=1.0, neginf=-1.0), -1, 1)
+    finite: Samples = np.nan_to_num(samples, nan=0.0, posinf=1.0, neginf=-1.0)
+    return finite.clip(-1, 1)
