@@ -110,10 +110,11 @@ class Daemon:
             await first_of(asyncio.wait({poll}), self._stop.wait_deadline())
         finally:
             poll.cancel()
-        try:
-            messages = await poll
-        except asyncio.CancelledError:
+        await asyncio.wait({poll})
+        if poll.cancelled():
             return
+        try:
+            messages = poll.result()
         except JobError as error:
             _log.warning("receive_failed", code=error.code, error=error.message)
             if isinstance(error, DependencyError):

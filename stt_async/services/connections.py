@@ -1,0 +1,57 @@
+"""All clients of a process, made once and passed down."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from stt_async.retry import Retry
+from stt_async.services.aws import s3_client, sqs_client
+from stt_async.services.queue import JobQueue, open_queue
+from stt_async.services.sink import Sink
+from stt_async.services.source import Source, open_source
+from stt_async.settings import Settings
+
+if TYPE_CHECKING:
+    from types_aiobotocore_sqs import SQSClient
+
+
+@dataclass(frozen=True, slots=True)
+class Connections:
+    """The world outside, as one process sees it. Nothing has been asked of it yet."""
+
+    source: Source
+    sink: Sink
+    heartbeat_sqs: "SQSClient"
+    """A client of its own: no poll stands in a heartbeat's way."""
+    _sqs: "SQSClient"
+    _queue: str
+    _retry: Retry
+
+    async def queue(self) -> JobQueue:
+        """Find the queue and its dead-letter queue.
+
+        Raises:
+            DependencyError: out of reach, or not there.
+        """
+        return await open_queue(self._sqs, self._queue, self._retry)
+
+
+@asynccontextmanager
+async def connect(settings: Settings) -> AsyncIterator[Connections]:
+    """Make the clients, and close them at the end."""
+    retry = Retry(settings.retry_timeout_s, settings.retry_max_wait_s)
+    async with (
+        sqs_client(settings) as sqs,
+        sqs_client(settings) as heartbeat_sqs,
+        s3_client(settings) as s3,
+        open_source(settings, s3, retry) as source,
+    ):
+        sink = Sink(
+            s3,
+            bucket=settings.output_bucket,
+            uploads=settings.uploads,
+            multipart_chunksize_bytes=settings.multipart_chunksize_bytes,
+            retry=retry,
+        )
+        yield Connections(source, sink, heartbeat_sqs, sqs, settings.split_queue, retry)
