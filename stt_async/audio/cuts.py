@@ -7,8 +7,7 @@ frames where there are none.
 import numpy as np
 from numpy.typing import NDArray
 
-from stt_async.audio.silero import FRAME_SAMPLES
-from stt_async.audio.vad import Probabilities
+from stt_async.audio.stream import FRAME_SAMPLES, Probabilities
 from stt_async.params import SAMPLE_RATE_HZ, SplitParams
 
 _CUT_COST = 0.2

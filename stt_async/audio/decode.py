@@ -9,18 +9,19 @@ from typing import IO
 
 from stt_async.audio.ffmpeg import open_with_ffmpeg
 from stt_async.audio.mono import Mono
-from stt_async.audio.signal import (
+from stt_async.audio.sndfile import open_with_libsndfile
+from stt_async.audio.sniff import Decoder, Kind, sniff
+from stt_async.audio.stopwatch import Stopwatch
+from stt_async.audio.stream import (
     MAX_RATE_HZ,
     MIN_RATE_HZ,
     NoAudioStreamError,
     NotDecodableError,
     Pcm,
+    Probabilities,
     Stream,
 )
-from stt_async.audio.sndfile import open_with_libsndfile
-from stt_async.audio.sniff import Decoder, Kind, sniff
-from stt_async.audio.stopwatch import Stopwatch
-from stt_async.audio.vad import Network, Probabilities, SpeechProbabilities
+from stt_async.audio.vad import Network, SpeechProbabilities
 from stt_async.errors import PermanentError
 from stt_async.params import SAMPLE_RATE_HZ, SplitLimits
 

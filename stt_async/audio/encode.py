@@ -10,7 +10,7 @@ from typing import BinaryIO, NamedTuple, Protocol
 
 import soundfile as sf
 
-from stt_async.audio.signal import Pcm
+from stt_async.audio.stream import Pcm
 from stt_async.manifest import Archive, content_name
 from stt_async.params import SAMPLE_RATE_HZ, Format
 

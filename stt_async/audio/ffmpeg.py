@@ -8,8 +8,8 @@ import av
 import av.logging
 import numpy as np
 
-from stt_async.audio.signal import Block, NoAudioStreamError, NotDecodableError, Samples, Stream, block_frames
 from stt_async.audio.sniff import declares_mpeg_length
+from stt_async.audio.stream import Block, NoAudioStreamError, NotDecodableError, Samples, Stream, block_frames
 
 _FORMATS = "aac,aiff,amr,asf,au,caf,flac,flv,matroska,mov,mp3,mpeg,mpegts,nistsphere,ogg,w64,wav"
 """Demuxers that read one file and nothing else. FFmpeg follows a playlist (hls, concat, dash) named .mp3 to any

@@ -3,7 +3,7 @@
 import numpy as np
 import soxr
 
-from stt_async.audio.signal import Block, Pcm, Samples
+from stt_async.audio.stream import Block, Pcm, Samples
 from stt_async.params import SAMPLE_RATE_HZ
 
 _FULL_SCALE = np.float32(32_768)
@@ -69,7 +69,7 @@ class Mono:
             self._mix_energy = 0.0
         if not np.isfinite(samples.sum()):
             samples = _finite(samples)
-        mixed = samples[0] + samples[1]
+        mixed: Samples = samples[0] + samples[1]
         for channel in samples[2:]:
             mixed += channel
         mixed *= np.float32(1 / channels)

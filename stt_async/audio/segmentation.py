@@ -8,8 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stt_async.audio.cuts import cut_points, runs
-from stt_async.audio.silero import FRAME_SAMPLES
-from stt_async.audio.vad import Probabilities
+from stt_async.audio.stream import FRAME_SAMPLES, Probabilities
 from stt_async.manifest import EndReason
 from stt_async.params import SAMPLE_RATE_HZ, SplitParams
 

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from silero_vad import load_silero_vad
 
+from stt_async.audio.stream import FRAME_SAMPLES
 from stt_async.params import SAMPLE_RATE_HZ
 
-FRAME_SAMPLES = 512
 CONTEXT_SAMPLES = 64
 """Of the frame before, put in front of each frame (zeros before the first)."""
 

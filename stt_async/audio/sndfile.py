@@ -8,8 +8,8 @@ from functools import partial
 import numpy as np
 import soundfile as sf
 
-from stt_async.audio.signal import Block, NotDecodableError, Stream, block_frames
 from stt_async.audio.sniff import declared_pcm_s
+from stt_async.audio.stream import Block, NotDecodableError, Stream, block_frames
 
 _UNDECLARED_FRAMES = 1 << 62
 """libsndfile says 2**63 - 1 frames (2e14 s at 44.1 kHz) where a FLAC header leaves its length open."""

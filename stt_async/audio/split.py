@@ -16,8 +16,9 @@ import soundfile as sf
 from stt_async.audio.decode import Decoded, Tools, decode
 from stt_async.audio.encode import Store, encode, files_in, tar_in
 from stt_async.audio.segmentation import Plan, Span, plan
-from stt_async.audio.silero import FRAME_SAMPLES, load_network
+from stt_async.audio.silero import load_network
 from stt_async.audio.stopwatch import Stopwatch
+from stt_async.audio.stream import FRAME_SAMPLES
 from stt_async.audio.vad import Network
 from stt_async.errors import PermanentError, TransientError
 from stt_async.manifest import Archive, Recording, Segment, SplitResult

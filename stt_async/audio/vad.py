@@ -4,12 +4,9 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from stt_async.audio.signal import Pcm
-from stt_async.audio.silero import CONTEXT_SAMPLES, FRAME_SAMPLES, State
-
-Probabilities = NDArray[np.float32]
+from stt_async.audio.silero import CONTEXT_SAMPLES, State
+from stt_async.audio.stream import FRAME_SAMPLES, Pcm, Probabilities
 
 BLOCK_FRAMES = 256
 """Frames in one forward pass (8 s). 128 is 8 % slower, 64 20 %; far larger ones leave the cache."""

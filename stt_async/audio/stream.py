@@ -8,6 +8,11 @@ from numpy.typing import NDArray
 
 Samples = NDArray[np.float32]
 Pcm = NDArray[np.int16]
+Probabilities = NDArray[np.float32]
+"""Of speech, one for each FRAME_SAMPLES samples at 16 kHz."""
+
+FRAME_SAMPLES = 512
+"""Silero's frame: 32 ms."""
 
 BLOCK_FRAMES = 65_536
 """Frames of a decoded block: 1.5 s at 44.1 kHz. Larger ones leave the cache and are no faster (measured)."""
