@@ -15,8 +15,8 @@ from stt_async.settings import Settings, variable
 HEAD = """# Settings
 
 Environment variables, or lines of an env file (`--env-file`, `STT_ENV_FILE`); the environment wins over the file.
-AWS credentials come from the usual chain: instance role, profile, `AWS_ACCESS_KEY_ID` and so on. For other endpoints than
-AWS's own: `AWS_ENDPOINT_URL_S3`, `AWS_ENDPOINT_URL_SQS`.
+AWS credentials come from the usual chain: instance role, profile, `AWS_ACCESS_KEY_ID` and so on. For endpoints other
+than AWS's own: `AWS_ENDPOINT_URL_S3`, `AWS_ENDPOINT_URL_SQS`.
 
 This page is made by `docs/make_settings.py`.
 
