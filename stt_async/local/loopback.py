@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import secrets
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -77,8 +77,10 @@ def sqs_client(url: str, keys: Keys) -> AbstractAsyncContextManager["SQSClient"]
     )
 
 
-async def until_ready(server: ChildProcess, name: str, *, port: int, request: Callable[[], Awaitable[object]]) -> None:
-    """Wait until the server listens on its port and answers a request.
+async def until_ready(
+    server: ChildProcess, name: str, *, ports: Sequence[int], request: Callable[[], Awaitable[object]]
+) -> None:
+    """Wait until the server listens on all of its ports and answers a request.
 
     Raises:
         ServerExitedError: The server ended instead.
@@ -90,7 +92,7 @@ async def until_ready(server: ChildProcess, name: str, *, port: int, request: Ca
             while server.returncode is None:
                 try:
                     # Listens itself: another one that took the port before it would answer just as well.
-                    if port in server.listens_on():
+                    if server.listens_on().issuperset(ports):
                         await request()
                         return
                 except (BotoCoreError, ClientError) as error:
@@ -99,7 +101,7 @@ async def until_ready(server: ChildProcess, name: str, *, port: int, request: Ca
     except TimeoutError:
         raise DependencyError(
             "local_server_not_ready",
-            f"the local {name} did not answer on port {port} within {_READY_TIMEOUT_S:.0f} s ({refusal}); "
+            f"the local {name} did not answer on port {ports[0]} within {_READY_TIMEOUT_S:.0f} s ({refusal}); "
             f"the end of its log {server.log}:\n{server.log_tail()}",
         ) from refusal
     raise ServerExitedError(

@@ -67,7 +67,7 @@ async def object_server(
         leaves=[_SOCKETS / f"seaweedfs-{service}-grpc-{port}.sock" for service, port in grpc_ports.items()],
     ) as process:
         async with s3_client(server.url, owner) as s3:
-            await until_ready(process, "S3 server", port=http_ports["s3"], request=s3.list_buckets)
+            await until_ready(process, "S3 server", ports=ports, request=s3.list_buckets)
         yield server
 
 

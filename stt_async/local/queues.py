@@ -54,7 +54,7 @@ async def queue_server(log: Path, *, port: int, keys: Keys) -> AsyncIterator[str
         log=log,
     ) as process:
         async with sqs_client(url, keys) as sqs:
-            await until_ready(process, "SQS emulator", port=port, request=sqs.list_queues)
+            await until_ready(process, "SQS emulator", ports=[port], request=sqs.list_queues)
         yield url
 
 

@@ -1,0 +1,155 @@
+"""A TCP proxy between a worker and a server, on loopback: slow, stuck, cut or gone, whenever a test says so."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, suppress
+from typing import Literal
+
+import pytest_asyncio
+
+from stt_async.local.loopback import HOST
+
+_CHUNK_BYTES = 32 * 1024
+
+Way = Literal["up", "down"]
+"""`up` is what clients say to the server, `down` what it answers."""
+
+
+class Proxy:
+    """Passes everything on in both ways, until told otherwise; what it is told holds for all connections together."""
+
+    def __init__(self, target: str) -> None:
+        self._target = target.removeprefix("http://").split(":")
+        self._port = 0
+        self._server: asyncio.Server | None = None
+        self._writers: set[asyncio.StreamWriter] = set()
+        self._serving: set[asyncio.Task[None]] = set()
+        self._allowed: dict[Way, int] = {}
+        self._until_cut: dict[Way, int] = {}
+        self._free = asyncio.Event()
+        self._free.set()
+        self.holding = asyncio.Event()
+        """Set while something waits to be passed on."""
+        self.delay_s = 0.0
+        """Before each chunk of 32 KiB, in both ways."""
+
+    @property
+    def endpoint(self) -> str:
+        """`host:port`, as MinIO clients want it."""
+        return f"{HOST}:{self._port}"
+
+    @property
+    def url(self) -> str:
+        """The endpoint as AWS clients want it."""
+        return f"http://{self.endpoint}"
+
+    def hold(self, way: Way, *, after: int = 0) -> None:
+        """Let only `after` more bytes pass this way; what follows waits, on connections that stay open."""
+        self._allowed[way] = after
+        self._free.clear()
+
+    def release(self) -> None:
+        """Let everything pass again."""
+        self._allowed.clear()
+        self.holding.clear()
+        self._free.set()
+
+    def cut(self, way: Way, *, after: int) -> None:
+        """Reset one connection, once: the one on which byte number `after` from now passes this way."""
+        self._until_cut[way] = after
+
+    @property
+    def cut_is_done(self) -> bool:
+        """Whether no ordered cut is still to come."""
+        return not self._until_cut
+
+    async def accept(self) -> None:
+        """Listen; on the same port as before, if there was one."""
+        self._server = await asyncio.start_server(self._accepted, HOST, self._port)
+        self._port = self._server.sockets[0].getsockname()[1]
+
+    async def refuse(self) -> None:
+        """Reset all connections, and let nobody in."""
+        assert self._server is not None
+        self._server.close()
+        for writer in self._writers:
+            writer.transport.abort()
+        for task in self._serving:
+            task.cancel()
+        if self._serving:
+            await asyncio.wait(self._serving)
+
+    def _accepted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.create_task(self._serve(reader, writer))
+        self._serving.add(task)
+        task.add_done_callback(self._serving.discard)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        host, port = self._target
+        self._writers.add(writer)
+        with suppress(OSError):
+            server_reader, server_writer = await asyncio.open_connection(host, int(port))
+            self._writers.add(server_writer)
+            pumps = [
+                asyncio.create_task(self._pump("up", reader, server_writer)),
+                asyncio.create_task(self._pump("down", server_reader, writer)),
+            ]
+            try:
+                await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                for pump in pumps:
+                    pump.cancel()
+                await asyncio.wait(pumps)
+                self._writers.discard(server_writer)
+                server_writer.close()
+        self._writers.discard(writer)
+        writer.close()
+
+    async def _pump(self, way: Way, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(OSError):
+            while data := await reader.read(_CHUNK_BYTES):
+                if self.delay_s:
+                    await asyncio.sleep(self.delay_s)
+                await self._pass(way, data, writer)
+                if self._is_cut(way, len(data)):
+                    writer.transport.abort()
+                    return
+
+    async def _pass(self, way: Way, data: bytes, writer: asyncio.StreamWriter) -> None:
+        while data:
+            size = min(len(data), self._allowed.get(way, len(data)))
+            if size == 0:
+                self.holding.set()
+                await self._free.wait()
+                continue
+            if way in self._allowed:
+                self._allowed[way] -= size
+            writer.write(data[:size])
+            await writer.drain()
+            data = data[size:]
+
+    def _is_cut(self, way: Way, passed: int) -> bool:
+        if way not in self._until_cut:
+            return False
+        self._until_cut[way] -= passed
+        if self._until_cut[way] > 0:
+            return False
+        del self._until_cut[way]
+        return True
+
+
+OpenProxy = Callable[[str], "asyncio.Future[Proxy]"]
+
+
+@pytest_asyncio.fixture
+async def open_proxy() -> AsyncIterator[Callable[[str], object]]:
+    """A function that puts a proxy in front of a server: `await open_proxy(servers.objects.url)`."""
+    async with AsyncExitStack() as stack:
+
+        async def opened(target: str) -> Proxy:
+            proxy = Proxy(target)
+            await proxy.accept()
+            stack.push_async_callback(proxy.refuse)
+            return proxy
+
+        yield opened
