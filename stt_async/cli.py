@@ -1,6 +1,7 @@
 """The commands: parse, build Settings, call one function each, print what came of it. No logic."""
 
 import asyncio
+import logging
 import shlex
 import sys
 from dataclasses import asdict
@@ -42,11 +43,11 @@ EnvFile = Annotated[
     Path | None, typer.Option(envvar="STT_ENV_FILE", help="File with settings; the environment wins over it.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object a line, with stable keys.")]
-Processes = Annotated[int | None, typer.Option(envvar="STT_PROCESSES", help="Pool processes. [default: usable vCPUs]")]
-SegmentFormat = Annotated[Format | None, typer.Option(envvar="STT_FORMAT", help="Of the segments. [default: flac]")]
+Processes = Annotated[int | None, typer.Option(envvar="STT_PROCESSES", help="Pool processes. (default: usable vCPUs)")]
+SegmentFormat = Annotated[Format | None, typer.Option(envvar="STT_FORMAT", help="Of the segments. (default: flac)")]
 OutputLayout = Annotated[
     Layout | None,
-    typer.Option(envvar="STT_LAYOUT", help="An object a segment, or one tar a recording. [default: objects]"),
+    typer.Option(envvar="STT_LAYOUT", help="An object a segment, or one tar a recording. (default: objects)"),
 ]
 
 
@@ -99,7 +100,7 @@ def worker(
     env_file: EnvFile = None,
 ) -> None:
     """Run the daemon: jobs from SQS, recordings from MinIO, segments to S3. All its settings: docs/settings.md."""
-    logs.configure()
+    logs.configure(logging.INFO)
     ours = settings.load(
         env_file, format=format, layout=layout, processes=processes, slots=slots, downloads=downloads, uploads=uploads
     )
@@ -170,7 +171,7 @@ def doctor(*, as_json: AsJson = False, env_file: EnvFile = None) -> None:
 
 @app.command()
 def demo(
-    directory: Annotated[Path | None, typer.Argument(help="Recordings. [default: the shipped samples]")] = None,
+    directory: Annotated[Path | None, typer.Argument(help="Recordings. (default: the shipped samples)")] = None,
     *,
     out_dir: Annotated[Path, typer.Option("--out", help="Gets the segments, the servers' data and the logs.")] = Path(
         "demo-output"
@@ -195,6 +196,7 @@ def demo(
 
 def main() -> None:
     """Run a command; errors become one sentence and an exit code."""
+    logs.configure(logging.ERROR)
     try:
         app()
     except SettingsError as error:

@@ -1,14 +1,13 @@
 """Logs: JSON lines on stderr, or lines for people where stderr is a terminal."""
 
-import logging
 import sys
 
 import orjson
 import structlog
 
 
-def configure() -> None:
-    """Set up structlog for this process. Events are `snake_case` past tense; what is bound stands in each line."""
+def configure(level: int) -> None:
+    """Set up structlog for this process, from `logging`'s level upward. Events are `snake_case` past tense; what is bound stands in each line."""
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
@@ -18,7 +17,7 @@ def configure() -> None:
     if sys.stderr.isatty():
         structlog.configure(
             processors=[*shared, structlog.dev.ConsoleRenderer()],
-            wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+            wrapper_class=structlog.make_filtering_bound_logger(level),
             logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         )
     else:
@@ -28,7 +27,7 @@ def configure() -> None:
                 structlog.processors.format_exc_info,
                 structlog.processors.JSONRenderer(serializer=orjson.dumps),
             ],
-            wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+            wrapper_class=structlog.make_filtering_bound_logger(level),
             logger_factory=structlog.BytesLoggerFactory(sys.stderr.buffer),
         )
 
