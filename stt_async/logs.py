@@ -7,7 +7,10 @@ import structlog
 
 
 def configure(level: int) -> None:
-    """Set up structlog for this process, from `logging`'s level upward. Events are `snake_case` past tense; what is bound stands in each line."""
+    """Set up structlog for this process, from `logging`'s `level` upward.
+
+    Events are `snake_case` past tense; what is bound stands in each line.
+    """
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
