@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 import soundfile as sf
 
-from stt_async.audio.sniff import declared_pcm_s
+from stt_async.audio.sniff import declared_pcm_frames
 from stt_async.audio.stream import Block, NotDecodableError, Stream, block_frames
 
 _UNDECLARED_FRAMES = 1 << 62
@@ -35,13 +35,13 @@ def open_with_libsndfile(fd: int) -> Iterator[Stream]:
         except (sf.LibsndfileError, TypeError, ValueError) as error:
             raise NotDecodableError(str(error)) from error
         with file:
-            declared_s = file.frames / file.samplerate if file.frames < _UNDECLARED_FRAMES else None
+            declared_frames = declared_pcm_frames(fd) or (file.frames if file.frames < _UNDECLARED_FRAMES else None)
             stream = Stream(
                 container=file.format.lower(),
                 codec=file.subtype.lower(),
                 rate_hz=file.samplerate,
                 channels=file.channels,
-                declared_s=declared_pcm_s(fd) or declared_s,
+                declared_s=declared_frames and declared_frames / file.samplerate,
             )
             stream.blocks = _blocks(file, stream)
             stream.read_to_the_end = partial(_is_read_to_the_end, fd)

@@ -1,6 +1,7 @@
 """What a recording is, by its first bytes: names lie (m4a bytes named .aac, HTML named .mp3)."""
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -9,6 +10,8 @@ Decoder = Literal["ffmpeg", "libsndfile"]
 _HEAD_BYTES = 4_096
 _ID3_HEADER_BYTES = 10
 _PCM_TAGS = {1, 3, 0xFFFE}
+_WRITTEN_AS_A_STREAM = {0, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF}
+"""Sizes of a WAV's data that say: unknown when this was written."""
 _MPEG_SYNC = 0xFFE0
 
 
@@ -61,25 +64,37 @@ def sniff(fd: int) -> Kind:
     return _MPEG_AUDIO if start else _UNKNOWN
 
 
-def declared_pcm_s(fd: int) -> float | None:
-    """Return the duration that a RIFF header claims, in s, or None where it claims nothing of use.
+def declared_pcm_frames(fd: int) -> int | None:
+    """Return the number of frames that a WAV or AIFF header claims, or None where it claims nothing of use.
 
-    libsndfile clips this claim to the file's length, and so hides that a WAV was cut short.
+    libsndfile clips this claim to the file's length, and so hides that a recording was cut short.
     """
     head = os.pread(fd, _HEAD_BYTES, _after_id3(fd))
-    if head[:4] != b"RIFF" or head[8:12] != b"WAVE":
-        return None
-    position, bytes_per_s = 12, 0
-    while position + 8 <= len(head):
-        name, size = head[position : position + 4], int.from_bytes(head[position + 4 : position + 8], "little")
-        if name == b"fmt ":
-            is_pcm = int.from_bytes(head[position + 8 : position + 10], "little") in _PCM_TAGS
-            bytes_per_s = int.from_bytes(head[position + 16 : position + 20], "little") if is_pcm else 0
-        if name == b"data":
-            written_as_a_stream = size in {0, 0xFFFFFFFF, 0x7FFFFFFF, 0x80000000}
-            return None if written_as_a_stream or not bytes_per_s else size / bytes_per_s
-        position += 8 + size + size % 2
+    if head[:4] == b"RIFF" and head[8:12] == b"WAVE":
+        return _declared_wav_frames(head)
+    if head[:4] == b"FORM" and head[8:12] == b"AIFF":
+        return next(
+            (int.from_bytes(body[2:6], "big") for name, _, body in _chunks(head, "big") if name == b"COMM"), None
+        )
     return None
+
+
+def _declared_wav_frames(head: bytes) -> int | None:
+    frame_bytes = 0
+    for name, size, body in _chunks(head, "little"):
+        if name == b"fmt " and int.from_bytes(body[:2], "little") in _PCM_TAGS:
+            frame_bytes = int.from_bytes(body[12:14], "little")
+        if name == b"data":
+            return None if size in _WRITTEN_AS_A_STREAM or not frame_bytes else size // frame_bytes
+    return None
+
+
+def _chunks(head: bytes, byte_order: Literal["big", "little"]) -> Iterator[tuple[bytes, int, bytes]]:
+    position = 12
+    while position + 8 <= len(head):
+        size = int.from_bytes(head[position + 4 : position + 8], byte_order)
+        yield head[position : position + 4], size, head[position + 8 : position + 8 + size]
+        position += 8 + size + size % 2
 
 
 def declares_mpeg_length(fd: int) -> bool:
