@@ -123,8 +123,8 @@ class Sink:
                 if error_code(error) == "NoSuchKey":
                     return None
                 raise
-            async with answer["Body"] as body:
-                return await body.read(), answer["ETag"]
+            async with answer["Body"]:  # entered, it gives aiohttp's response, without botocore's errors
+                return await answer["Body"].read(), answer["ETag"]
 
     async def _head(self, key: str) -> ManifestHead | None:
         with translated(f"S3 bucket {self._bucket}"):

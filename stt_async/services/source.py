@@ -1,12 +1,11 @@
 """Recordings in: from MinIO, or from an S3 bucket. GET and LIST only: MinIO behind its CDN answers HEAD with 403."""
 
-import asyncio
 import ssl
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 from xml.etree.ElementTree import ParseError
 
 import aiohttp
@@ -18,10 +17,13 @@ from stt_async.errors import UNREACHABLE, DependencyError, JobError, PermanentEr
 from stt_async.job import SplitJob
 from stt_async.retry import Retry
 from stt_async.services.aws import GONE, REFUSED, error_code, translated
+from stt_async.services.download import TOO_SLOW, Download
+from stt_async.services.gate import Gate
 from stt_async.settings import Settings
 
 if TYPE_CHECKING:
     from types_aiobotocore_s3 import S3Client
+    from types_aiobotocore_s3.type_defs import GetObjectRequestTypeDef
 
 CHUNK_BYTES = 1024**2
 """Memory of a download: two or three of these, whatever the recording's size."""
@@ -31,6 +33,7 @@ PAGE = 1000
 
 _HTTP_FORBIDDEN = 403
 _HTTP_NOT_FOUND = 404
+_HTTP_PRECONDITION_FAILED = 412
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +54,10 @@ class _Stream:
     chunks: AsyncIterator[bytes]
 
 
+class _ReplacedError(Exception):
+    """If-Match failed: another object has the key now."""
+
+
 class Source:
     """Where recordings come from. Every method raises the failure classes of `errors`.
 
@@ -58,26 +65,38 @@ class Source:
         minio: Client of the MinIO server, with a session of its own without retries.
         s3: Client for jobs of source type `s3`.
         downloads: How many are on their way at once.
-        retry: The policy. A download that breaks starts again.
+        retry: The policy of one call. A download may take longer: as long as it gets on, it is resumed.
     """
 
     def __init__(self, minio: Minio, s3: "S3Client", *, downloads: int, retry: Retry) -> None:
         self._minio = minio
         self._s3 = s3
-        self._downloads = asyncio.Semaphore(downloads)
+        self._downloads = Gate("downloads", downloads)
         self._retry = retry
 
     async def fetch(self, job: SplitJob, to: Path) -> str | None:
-        """Download a recording into the file `to`, and check its length.
+        """Download a recording into the file `to`; check its length, and its MD5 where the ETag is one.
+
+        What breaks on the way goes on where it broke (`Range`, `If-Match`); a recording that is replaced meanwhile
+        starts again.
 
         Returns:
             The ETag of the bytes read, without quotes.
 
         Raises:
             PermanentError: `source_missing`, or `source_changed` since the job was made.
+            TransientError: nothing more comes (`connection_broken`), or hardly anything (`too_slow`).
         """
-        async with self._downloads:
-            return await self._retry(self._fetch_once, job, to)
+        download = Download(to)
+        while True:
+            before_bytes = download.offset_bytes
+            try:
+                await self._retry(self._go_on, job, download)
+            except TransientError as error:
+                if error.code == TOO_SLOW or download.offset_bytes <= before_bytes:
+                    raise
+            else:
+                return download.etag
 
     async def pages(self, bucket: str, prefix: str) -> AsyncIterator[list[SourceObject]]:
         """Yield the objects of a bucket in the order of their keys, in pages of up to 1,000."""
@@ -110,23 +129,32 @@ class Source:
             async with await self._minio.get_object(bucket, key) as response:
                 await response.content.read(1)
 
-    async def _fetch_once(self, job: SplitJob, to: Path) -> str | None:
-        opened = self._open_s3(job) if job.source_type == "s3" else self._open_minio(job)
-        async with opened as stream:
-            _require_same(job, stream)
-            with to.open("wb") as file:
-                read_bytes = await _copy(stream.chunks, file)
-        expected = stream.length_bytes if stream.length_bytes is not None else job.source_size
-        if expected is not None and read_bytes != expected:
-            raise TransientError(
-                "download_truncated", f"{job.recording}: {read_bytes} bytes came, {expected} were announced"
-            )
-        return stream.etag
+    async def _go_on(self, job: SplitJob, download: Download) -> None:
+        """Bring a download to its end over one connection."""
+        if not download.resumable:
+            download.restart()
+        start_bytes = download.offset_bytes
+        opened = self._open_s3(job, download) if job.source_type == "s3" else self._open_minio(job, download)
+        try:
+            async with self._downloads, opened as stream:
+                total_bytes = None if stream.length_bytes is None else start_bytes + stream.length_bytes
+                _require_same(job, stream.etag, total_bytes)
+                download.etag = stream.etag
+                await download.take(stream.chunks)
+        except _ReplacedError as error:
+            download.restart()
+            raise TransientError("source_replaced", f"{job.recording} was replaced during its download") from error
+        download.verify(job.source_size if total_bytes is None else total_bytes)
 
     @asynccontextmanager
-    async def _open_minio(self, job: SplitJob) -> AsyncIterator[_Stream]:
+    async def _open_minio(self, job: SplitJob, download: Download) -> AsyncIterator[_Stream]:
         with _translated(f"MinIO ({job.recording})"):
-            response = await self._minio.get_object(job.source_bucket, job.source_key)
+            response = await self._minio.get_object(
+                job.source_bucket,
+                job.source_key,
+                offset=download.offset_bytes,
+                request_headers={"If-Match": f'"{download.etag}"'} if download.resumable else None,
+            )
             async with response:
                 yield _Stream(
                     length_bytes=response.content_length,
@@ -135,16 +163,22 @@ class Source:
                 )
 
     @asynccontextmanager
-    async def _open_s3(self, job: SplitJob) -> AsyncIterator[_Stream]:
+    async def _open_s3(self, job: SplitJob, download: Download) -> AsyncIterator[_Stream]:
+        resume: GetObjectRequestTypeDef = {"Bucket": job.source_bucket, "Key": job.source_key}
+        if download.resumable:
+            resume |= {"Range": f"bytes={download.offset_bytes}-", "IfMatch": f'"{download.etag}"'}
         with translated(f"S3 ({job.recording})"):
             try:
-                answer = await self._s3.get_object(Bucket=job.source_bucket, Key=job.source_key)
+                answer = await self._s3.get_object(**resume)
             except ClientError as error:
                 if error_code(error) == "NoSuchKey":
                     raise _missing(job.recording) from error
+                if error_code(error) == "PreconditionFailed":
+                    raise _ReplacedError from error
                 raise
-            async with answer["Body"] as body:
-                yield _Stream(answer["ContentLength"], answer["ETag"].strip('"'), body.iter_chunks(CHUNK_BYTES))
+            async with answer["Body"]:  # entered, it gives aiohttp's response, without botocore's errors
+                chunks = answer["Body"].iter_chunks(CHUNK_BYTES)
+                yield _Stream(answer["ContentLength"], answer["ETag"].strip('"'), chunks)
 
 
 @asynccontextmanager
@@ -167,29 +201,16 @@ async def open_source(settings: Settings, s3: "S3Client", retry: Retry) -> Async
         yield Source(minio, s3, downloads=settings.downloads, retry=retry)
 
 
-def _require_same(job: SplitJob, stream: _Stream) -> None:
-    if job.source_etag is not None and stream.etag is not None and stream.etag != job.source_etag.strip('"'):
+def _require_same(job: SplitJob, etag: str | None, total_bytes: int | None) -> None:
+    if job.source_etag is not None and etag is not None and etag != job.source_etag.strip('"'):
+        raise PermanentError(
+            "source_changed", f"{job.recording} has the ETag {etag}, the job says {job.source_etag}: enqueue it again"
+        )
+    if None not in (job.source_size, total_bytes) and job.source_size != total_bytes:
         raise PermanentError(
             "source_changed",
-            f"{job.recording} has the ETag {stream.etag}, the job says {job.source_etag}: enqueue it again",
+            f"{job.recording} has {total_bytes} bytes, the job says {job.source_size}: enqueue it again",
         )
-    if None not in (job.source_size, stream.length_bytes) and job.source_size != stream.length_bytes:
-        raise PermanentError(
-            "source_changed",
-            f"{job.recording} has {stream.length_bytes} bytes, the job says {job.source_size}: enqueue it again",
-        )
-
-
-async def _copy(chunks: AsyncIterator[bytes], file: BinaryIO) -> int:
-    """Write the chunks, off the event loop; return how many bytes there were."""
-    total = 0
-    async for chunk in chunks:
-        try:
-            await asyncio.to_thread(file.write, chunk)
-        except OSError as error:
-            raise TransientError("disk_full", f"cannot write the download: {error}") from error
-        total += len(chunk)
-    return total
 
 
 def _missing(recording: str) -> PermanentError:
@@ -208,7 +229,7 @@ def _translated(what: str) -> Iterator[None]:
         raise TransientError("connection_broken", f"{what}: {str(error) or type(error).__name__}") from error
 
 
-def _meaning(what: str, error: MinioException) -> JobError:
+def _meaning(what: str, error: MinioException) -> JobError | _ReplacedError:
     match error:
         case S3Error():
             code, status = error.code or "", error.response.status
@@ -220,6 +241,8 @@ def _meaning(what: str, error: MinioException) -> JobError:
             code, status = "", 0
     if code == "NoSuchKey" or (not code and status == _HTTP_NOT_FOUND):
         return _missing(what)
+    if code == "PreconditionFailed" or status == _HTTP_PRECONDITION_FAILED:
+        return _ReplacedError()
     if code in REFUSED or code in GONE or status == _HTTP_FORBIDDEN:
         return DependencyError(code or "AccessDenied", f"{what} refuses us: {error}")
     return TransientError(code or f"http_{status}", f"{what}: {error}")
