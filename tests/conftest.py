@@ -11,6 +11,7 @@ pytest_plugins = [
     "tests.support.leftovers",
     "tests.support.site",
     "tests.support.commands",
+    "tests.support.proxy",
 ]
 
 _UNIT = Path(__file__).parent / "unit"

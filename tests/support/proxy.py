@@ -1,7 +1,7 @@
 """A TCP proxy between a worker and a server, on loopback: slow, stuck, cut or gone, whenever a test says so."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, suppress
 from typing import Literal
 
@@ -138,11 +138,11 @@ class Proxy:
         return True
 
 
-OpenProxy = Callable[[str], "asyncio.Future[Proxy]"]
+OpenProxy = Callable[[str], Awaitable[Proxy]]
 
 
 @pytest_asyncio.fixture
-async def open_proxy() -> AsyncIterator[Callable[[str], object]]:
+async def open_proxy() -> AsyncIterator[OpenProxy]:
     """A function that puts a proxy in front of a server: `await open_proxy(servers.objects.url)`."""
     async with AsyncExitStack() as stack:
 

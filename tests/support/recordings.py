@@ -3,7 +3,9 @@
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 
 ROOT = Path(__file__).parents[2]
 _SAMPLES = ROOT / "stt_async" / "local" / "samples"
@@ -34,3 +36,21 @@ def speech(samples: list[Path]) -> Path:
     """One short recording of speech, with a few segments in it."""
     (recording,) = (file for file in samples if file.name == "telephone.wav")
     return recording
+
+
+@pytest.fixture(scope="session")
+def five_minutes(speech: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Speech for some five minutes: 2.4 MB to download, 9 MB of WAV segments."""
+    return _joined(speech, tmp_path_factory.mktemp("recordings") / "five-minutes.wav", times=14)
+
+
+@pytest.fixture(scope="session")
+def two_hours(speech: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Speech for some two hours: to split it takes seconds."""
+    return _joined(speech, tmp_path_factory.mktemp("recordings") / "two-hours.wav", times=340)
+
+
+def _joined(recording: Path, to: Path, *, times: int) -> Path:
+    samples, rate_hz = soundfile.read(recording, dtype="int16")
+    soundfile.write(to, np.tile(samples, times), rate_hz, subtype="ULAW")
+    return to

@@ -90,6 +90,18 @@ class Site:
         listed = await self.s3.list_multipart_uploads(Bucket=self.services.output_bucket)
         return [upload["Key"] for upload in listed.get("Uploads", [])]
 
+    def job(self, key: str, **fields: Any) -> dict[str, Any]:
+        """A job for a recording of the source bucket, in the flat form; `fields` go over its own."""
+        return {
+            "job_id": f"job-{key}",
+            "source_type": "minio",
+            "source_bucket": self.services.source_bucket,
+            "source_key": key,
+            "output_bucket": self.services.output_bucket,
+            "output_prefix": f"{key}/",
+            **fields,
+        }
+
     async def send(self, job: Mapping[str, Any] | str) -> None:
         """Send a job to the split queue, or a body that is none."""
         body = job if isinstance(job, str) else orjson.dumps(job).decode()
