@@ -5,6 +5,7 @@ a block go through the spectrum and the encoder in a few matrix products, and th
 """
 
 import logging
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -134,10 +135,18 @@ class BatchedNetwork:
         return torch.addmm(self._bias[3], third, self._fourth).relu_()
 
 
+def load_stepped() -> SteppedNetwork:
+    """Load silero-vad's own model."""
+    with warnings.catch_warnings():
+        # torch deprecates the format that silero-vad ships; that is theirs to change.
+        warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"torch\.jit")
+        return SteppedNetwork(load_silero_vad())
+
+
 def load_network() -> BatchedNetwork | SteppedNetwork:
     """Load the network and check it against silero-vad's own on a short probe. Takes about 0.1 s."""
     torch.set_num_threads(1)
-    stepped = SteppedNetwork(load_silero_vad())
+    stepped = load_stepped()
     try:
         batched = BatchedNetwork(stepped.model.state_dict())
         difference = _difference(batched, stepped)
