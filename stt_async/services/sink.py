@@ -1,9 +1,10 @@
 """S3: segments out, the manifest last."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from stt_async.errors import JobError, TransientError
 from stt_async.manifest import MANIFEST_NAME, Manifest, decode, encode
 from stt_async.retry import Retry
 from stt_async.services.aws import error_code, translated
+from stt_async.services.gate import Gate
 from stt_async.tasks import to_the_end, together
 
 if TYPE_CHECKING:
@@ -58,8 +60,8 @@ class Sink:
     ) -> None:
         self._client = client
         self._bucket = bucket
-        self._uploads = asyncio.Semaphore(uploads)
-        self._parts = asyncio.Semaphore(PARTS_IN_FLIGHT)
+        self._uploads = Gate("uploads", uploads)
+        self._parts = Gate("parts", PARTS_IN_FLIGHT)
         self._chunksize_bytes = multipart_chunksize_bytes
         self._retry = retry
 
@@ -84,8 +86,7 @@ class Sink:
         if file.stat().st_size > self._chunksize_bytes:
             await self._put_multipart(file, key)
         else:
-            async with self._uploads:
-                await self._retry(self._put_object, key, await asyncio.to_thread(file.read_bytes), _content_type(file))
+            await self._retry(self._put_file, file, key)
 
     async def commit(self, manifest: Manifest, *, replaces: str | None) -> Manifest:
         """Write the manifest, which makes the output exist.
@@ -112,7 +113,7 @@ class Sink:
         key = ".stt-async-probe"
         await self._retry(self._get, key)
         async with self._multipart_upload(key, "application/octet-stream") as upload_id:
-            await self._retry(self._put_part, key, upload_id, 1, b"probe")
+            await self._retry(self._put_part, key, upload_id, 1, lambda: b"probe")
             await self._retry(self._abort_upload, key, upload_id)
 
     async def _get(self, key: str) -> tuple[bytes, str] | None:
@@ -137,9 +138,11 @@ class Sink:
         metadata = answer["Metadata"]
         return ManifestHead(metadata.get(_PARAMS, ""), metadata.get(_SOURCE_ETAG, ""))
 
-    async def _put_object(self, key: str, data: bytes, content_type: str) -> None:
-        with translated(f"S3 bucket {self._bucket}"):
-            await self._client.put_object(Bucket=self._bucket, Key=key, Body=data, ContentType=content_type)
+    async def _put_file(self, file: Path, key: str) -> None:
+        async with self._uploads:
+            data = await asyncio.to_thread(file.read_bytes)
+            with translated(f"S3 bucket {self._bucket}"):
+                await self._client.put_object(Bucket=self._bucket, Key=key, Body=data, ContentType=_content_type(file))
 
     async def _put_if(self, key: str, data: bytes, head: dict[str, str], condition: dict[str, Any]) -> bool:
         with translated(f"S3 bucket {self._bucket}"):
@@ -163,7 +166,8 @@ class Sink:
         # Not upload_fileobj: cancelled, it leaves the upload open and its tasks running (aioboto3 15.5).
         async with self._multipart_upload(key, _content_type(file)) as upload_id:
             parts = await together(
-                self._upload_part(file, key, upload_id, number, offset) for number, offset in self._part_offsets(file)
+                self._retry(self._put_part, key, upload_id, number, partial(_read, file, offset, self._chunksize_bytes))
+                for number, offset in self._part_offsets(file)
             )
             await self._retry(self._complete, key, upload_id, parts)
 
@@ -180,13 +184,6 @@ class Sink:
     def _part_offsets(self, file: Path) -> Iterator[tuple[int, int]]:
         return enumerate(range(0, file.stat().st_size, self._chunksize_bytes), start=1)
 
-    async def _upload_part(
-        self, file: Path, key: str, upload_id: str, number: int, offset: int
-    ) -> "CompletedPartTypeDef":
-        async with self._parts:
-            data = await asyncio.to_thread(_read, file, offset, self._chunksize_bytes)
-            return await self._retry(self._put_part, key, upload_id, number, data)
-
     async def _create_upload(self, key: str, content_type: str) -> str:
         with translated(f"S3 bucket {self._bucket}"):
             answer = await self._client.create_multipart_upload(
@@ -194,16 +191,20 @@ class Sink:
             )
             return answer["UploadId"]
 
-    async def _put_part(self, key: str, upload_id: str, number: int, data: bytes) -> "CompletedPartTypeDef":
-        with translated(f"S3 bucket {self._bucket}"):
-            answer = await self._client.upload_part(
-                Bucket=self._bucket,
-                Key=key,
-                UploadId=upload_id,
-                PartNumber=number,
-                Body=data,
-                ChecksumAlgorithm="CRC32",
-            )
+    async def _put_part(
+        self, key: str, upload_id: str, number: int, read: Callable[[], bytes]
+    ) -> "CompletedPartTypeDef":
+        async with self._parts:
+            data = await asyncio.to_thread(read)
+            with translated(f"S3 bucket {self._bucket}"):
+                answer = await self._client.upload_part(
+                    Bucket=self._bucket,
+                    Key=key,
+                    UploadId=upload_id,
+                    PartNumber=number,
+                    Body=data,
+                    ChecksumAlgorithm="CRC32",
+                )
         return {"PartNumber": number, "ETag": answer["ETag"], "ChecksumCRC32": answer["ChecksumCRC32"]}
 
     async def _complete(self, key: str, upload_id: str, parts: list["CompletedPartTypeDef"]) -> None:

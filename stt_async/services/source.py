@@ -31,6 +31,7 @@ CHUNK_BYTES = 1024**2
 PAGE = 1000
 """Objects in one answer to a LIST; stopping there asks for no further page."""
 
+_HTTP_PARTIAL_CONTENT = 206
 _HTTP_FORBIDDEN = 403
 _HTTP_NOT_FOUND = 404
 _HTTP_PRECONDITION_FAILED = 412
@@ -49,6 +50,8 @@ class SourceObject:
 class _Stream:
     """An answer whose body is still to come."""
 
+    start_bytes: int
+    """Where in the object the body begins: a server may ignore a Range and send all of it."""
     length_bytes: int | None
     etag: str | None
     chunks: AsyncIterator[bytes]
@@ -133,11 +136,12 @@ class Source:
         """Bring a download to its end over one connection."""
         if not download.resumable:
             download.restart()
-        start_bytes = download.offset_bytes
         opened = self._open_s3(job, download) if job.source_type == "s3" else self._open_minio(job, download)
         try:
             async with self._downloads, opened as stream:
-                total_bytes = None if stream.length_bytes is None else start_bytes + stream.length_bytes
+                if stream.start_bytes != download.offset_bytes:
+                    download.restart()
+                total_bytes = None if stream.length_bytes is None else stream.start_bytes + stream.length_bytes
                 _require_same(job, stream.etag, total_bytes)
                 download.etag = stream.etag
                 await download.take(stream.chunks)
@@ -157,6 +161,7 @@ class Source:
             )
             async with response:
                 yield _Stream(
+                    start_bytes=download.offset_bytes if response.status == _HTTP_PARTIAL_CONTENT else 0,
                     length_bytes=response.content_length,
                     etag=response.headers.get("ETag", "").strip('"') or None,
                     chunks=response.content.iter_chunked(CHUNK_BYTES),
@@ -176,9 +181,14 @@ class Source:
                 if error_code(error) == "PreconditionFailed":
                     raise _ReplacedError from error
                 raise
+            status = answer["ResponseMetadata"]["HTTPStatusCode"]
             async with answer["Body"]:  # entered, it gives aiohttp's response, without botocore's errors
-                chunks = answer["Body"].iter_chunks(CHUNK_BYTES)
-                yield _Stream(answer["ContentLength"], answer["ETag"].strip('"'), chunks)
+                yield _Stream(
+                    start_bytes=download.offset_bytes if status == _HTTP_PARTIAL_CONTENT else 0,
+                    length_bytes=answer["ContentLength"],
+                    etag=answer["ETag"].strip('"'),
+                    chunks=answer["Body"].iter_chunks(CHUNK_BYTES),
+                )
 
 
 @asynccontextmanager

@@ -1,0 +1,101 @@
+"""One download into a file: how far it is, whether it goes fast enough, and whether what came is what was sent."""
+
+import asyncio
+import hashlib
+import re
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import BinaryIO
+
+from stt_async.errors import TransientError
+
+MIN_RATE_BYTES_S = 32 * 1024
+RATE_WINDOW_S = 60.0
+"""A connection that brings less than 32 KB/s over a minute is given up: it would hold its slot for hours."""
+
+TOO_SLOW = "too_slow"
+
+_MD5_ETAG = re.compile(r"[0-9a-f]{32}")
+
+
+class Download:
+    """The state of a download that may take several connections. Its file holds `offset_bytes` good bytes."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self.offset_bytes = 0
+        self.etag: str | None = None
+        self._md5 = hashlib.md5(usedforsecurity=False)
+        self._doubtful_md5: str | None = None
+
+    @property
+    def resumable(self) -> bool:
+        """Whether the next connection may go on where the last one broke: only with an ETag to hold on to."""
+        return self.offset_bytes > 0 and self.etag is not None
+
+    def restart(self) -> None:
+        """Forget what came so far."""
+        self.offset_bytes = 0
+        self.etag = None
+        self._md5 = hashlib.md5(usedforsecurity=False)
+
+    async def take(self, chunks: AsyncIterator[bytes]) -> None:
+        """Append a body to the file, off the event loop.
+
+        Raises:
+            TransientError: `disk_full`, or `too_slow`.
+        """
+        with self._opened() as file:
+            window_s, window_bytes = time.monotonic(), 0
+            async for chunk in chunks:
+                await asyncio.to_thread(self._append, file, chunk)
+                window_bytes += len(chunk)
+                if (passed_s := time.monotonic() - window_s) >= RATE_WINDOW_S:
+                    if window_bytes < MIN_RATE_BYTES_S * passed_s:
+                        rate = window_bytes / passed_s
+                        raise TransientError(
+                            TOO_SLOW, f"{rate:.0f} bytes/s over {passed_s:.0f} s: gave the download up"
+                        )
+                    window_s, window_bytes = time.monotonic(), 0
+
+    def verify(self, expected_bytes: int | None) -> None:
+        """Compare what came with what was announced.
+
+        An ETag of 32 hex digits is the MD5 of the content, but for some kinds of encryption. So a difference is
+        doubted once: when a second download brings the same content again, the ETag is no MD5.
+
+        Raises:
+            TransientError: `download_truncated`, or `download_corrupt`.
+        """
+        if expected_bytes is not None and self.offset_bytes != expected_bytes:
+            came = self.offset_bytes
+            self.restart()
+            raise TransientError("download_truncated", f"{came} bytes came, {expected_bytes} were announced")
+        md5 = self._md5.hexdigest()
+        if self.etag is None or not _MD5_ETAG.fullmatch(self.etag) or md5 in {self.etag, self._doubtful_md5}:
+            return
+        self._doubtful_md5, etag = md5, self.etag
+        self.restart()
+        raise TransientError("download_corrupt", f"the content's MD5 is {md5}, its ETag says {etag}")
+
+    def _opened(self) -> BinaryIO:
+        try:
+            file = self._file.open("r+b" if self.offset_bytes else "wb")
+        except OSError as error:
+            raise _disk(error) from error
+        file.seek(self.offset_bytes)
+        return file
+
+    def _append(self, file: BinaryIO, chunk: bytes) -> None:
+        try:
+            file.write(chunk)
+            file.flush()
+        except OSError as error:
+            raise _disk(error) from error
+        self._md5.update(chunk)
+        self.offset_bytes += len(chunk)
+
+
+def _disk(error: OSError) -> TransientError:
+    return TransientError("disk_full", f"cannot write the download: {error}")
