@@ -1,7 +1,7 @@
 """What asyncio lacks: work finished although we are cancelled, many tasks with one error, the first of several."""
 
 import asyncio
-from collections.abc import Coroutine, Iterable
+from collections.abc import Coroutine, Iterable, Sequence
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -27,21 +27,35 @@ async def to_the_end(work: Coroutine[Any, Any, T]) -> T:
 
 async def together(works: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
     """Await all, at once, and return their results in order; when one fails, cancel the rest and raise its error."""
-    try:
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(work) for work in works]
-    except BaseExceptionGroup as errors:
-        raise errors.exceptions[0] from None
-    return [task.result() for task in tasks]
+    tasks = [asyncio.create_task(work) for work in works]
+    done = await _race(tasks, asyncio.FIRST_EXCEPTION)
+    return [task.result() for task in done]
 
 
 async def first_of(*works: Coroutine[Any, Any, object]) -> None:
     """Await all, at once, until the first ends; cancel the others. Its error, if any, is raised."""
     tasks = [asyncio.create_task(work) for work in works]
+    for task in await _race(tasks, asyncio.FIRST_COMPLETED):
+        task.result()
+
+
+async def _race(tasks: Sequence[asyncio.Task[T]], return_when: str) -> list[asyncio.Task[T]]:
+    """Wait as asyncio.wait does and return, in order, those that ended; cancel the others, and see them end.
+
+    Not a TaskGroup: in 3.11 an error, even one of its clean-up, stands in there for our own cancellation, and the
+    cancellation that it sends itself is never taken back (`Task.cancelling` stays above 0).
+    """
+    if not tasks:
+        return []
     try:
-        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        done, _ = await asyncio.wait(tasks, return_when=return_when)
     finally:
         for task in tasks:
             task.cancel()
-    for task in done:
-        task.result()
+        await to_the_end(_ended(tasks))
+    return [task for task in tasks if task in done]
+
+
+async def _ended(tasks: Sequence[asyncio.Task[Any]]) -> None:
+    """Return when all have ended; what they raise is seen, so that nothing complains of it later."""
+    await asyncio.gather(*tasks, return_exceptions=True)

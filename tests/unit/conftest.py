@@ -1,0 +1,19 @@
+"""For unit tests: Hypothesis without deadlines (machines differ), and an environment without our settings."""
+
+import os
+
+import hypothesis
+import pytest
+
+hypothesis.settings.register_profile("unit", deadline=None, max_examples=60)
+hypothesis.settings.load_profile("unit")
+
+
+@pytest.fixture
+def bare_environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """Without any STT_* or AWS_* variable; what a test adds through it, or an env file does, goes with the test."""
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+    for name in list(os.environ):
+        if name.startswith(("STT_", "AWS_")):
+            del os.environ[name]
+    return monkeypatch

@@ -1,0 +1,240 @@
+"""Small stand-ins for the world outside: a queue in memory, a pipeline that does as told, a manifest to look at."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from contextlib import asynccontextmanager, suppress
+from datetime import UTC, datetime
+from typing import Any, cast
+
+from stt_async.errors import JobError, SttError
+from stt_async.job import SplitJob
+from stt_async.manifest import Manifest, Recording, Segment, SplitResult, build
+from stt_async.params import SplitParams
+from stt_async.retry import Retry
+from stt_async.services.queue import Depth, JobQueue, Message
+from stt_async.worker.pipeline import Outcome
+
+PATIENCE_S = 5.0
+"""What a test waits for happens in milliseconds; after this long it never will."""
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Let others run until `condition` is true."""
+    async with asyncio.timeout(PATIENCE_S):
+        while not condition():  # noqa: ASYNC110 - any condition, not one that has an event
+            await asyncio.sleep(0.001)
+
+
+@asynccontextmanager
+async def beside(*works: Coroutine[Any, Any, object]) -> AsyncIterator[list[asyncio.Task[object]]]:
+    """Run `works` while the block runs, cancel what is left of them at its end."""
+    tasks = [asyncio.create_task(work) for work in works]
+    try:
+        yield tasks
+    finally:
+        for task in tasks:
+            task.cancel()
+        for task in tasks:
+            with suppress(asyncio.CancelledError):
+                await task
+
+
+def message(name: str, *, receive_count: int = 1, age_s: float = 0.0) -> Message:
+    """A message whose id and body are its name, received `age_s` ago."""
+    return Message(
+        message_id=name,
+        receipt_handle=f"handle-{name}",
+        body=name,
+        receive_count=receive_count,
+        received_at_s=time.monotonic() - age_s,
+    )
+
+
+class FakeQueue(JobQueue):
+    """A queue in memory. Every call that settles a message is in `calls`, in order."""
+
+    def __init__(self, *messages: Message, poll_s: float = 0.002) -> None:
+        super().__init__(
+            cast("Any", None), url="queue", dead_letter_url="dead", max_receive_count=5, retry=Retry(0.0, 0.01)
+        )
+        self.waiting = list(messages)
+        self.poll_s = poll_s
+        self.gate: asyncio.Event | None = None
+        """While it is not set, a poll does not end."""
+        self.asked: list[int] = []
+        """How many messages each poll asked for."""
+        self.receive_errors: list[Exception] = []
+        self.calls: list[tuple[str, str, object]] = []
+        self.settle_error: SttError | None = None
+        self.beats: list[list[str]] = []
+        self.beat_gate: asyncio.Event | None = None
+        self.beat_error: JobError | None = None
+        self.beat_codes: dict[str, str] = {}
+        self.depths: list[Depth | JobError] = []
+        self.looks = 0
+
+    async def receive(self, *, most: int, wait_time_s: int, visibility_timeout_s: int) -> list[Message]:
+        del wait_time_s, visibility_timeout_s
+        self.asked.append(most)
+        if self.receive_errors:
+            raise self.receive_errors.pop(0)
+        if self.gate is not None:
+            await self.gate.wait()
+        elif not self.waiting:
+            await asyncio.sleep(self.poll_s)
+        batch = min(most, 10)
+        given, self.waiting = self.waiting[:batch], self.waiting[batch:]
+        return given
+
+    async def extend(self, messages: Sequence[Message], visibility_timeout_s: int) -> dict[str, str]:
+        del visibility_timeout_s
+        self.beats.append([each.message_id for each in messages])
+        if self.beat_gate is not None:
+            await self.beat_gate.wait()
+        if self.beat_error is not None:
+            raise self.beat_error
+        return {m.message_id: self.beat_codes[m.message_id] for m in messages if m.message_id in self.beat_codes}
+
+    async def release(self, message: Message, *, after_s: int) -> None:
+        self._settled("release", message, after_s)
+
+    async def delete(self, message: Message) -> None:
+        self._settled("delete", message, None)
+
+    async def dead_letter(self, message: Message, error: JobError) -> None:
+        self._settled("dead_letter", message, error.code)
+
+    async def depth(self) -> Depth:
+        self.looks += 1
+        depth = self.depths.pop(0) if len(self.depths) > 1 else self.depths[0]
+        if isinstance(depth, JobError):
+            raise depth
+        return depth
+
+    def beaten(self, name: str) -> int:
+        """How often a heartbeat of this message was sent."""
+        return sum(name in batch for batch in self.beats)
+
+    def _settled(self, what: str, message: Message, detail: object) -> None:
+        self.calls.append((what, message.message_id, detail))
+        if self.settle_error is not None:
+            raise self.settle_error
+
+
+class FakePipeline:
+    """Does with a message what `does` says for its body; without that, it is done at once."""
+
+    def __init__(self, **does: Callable[[], Awaitable[None]]) -> None:
+        self.does = does
+        self.started: list[str] = []
+        self.running = 0
+        self.most_running = 0
+
+    async def run(self, body: str) -> Outcome:
+        self.started.append(body)
+        self.running += 1
+        self.most_running = max(self.most_running, self.running)
+        try:
+            if body in self.does:
+                await self.does[body]()
+        finally:
+            self.running -= 1
+        return Outcome("job_succeeded", {"segments": 1})
+
+
+def raises(error: BaseException) -> Callable[[], Awaitable[None]]:
+    """For FakePipeline: a job that fails."""
+
+    async def fail() -> None:
+        raise error
+
+    return fail
+
+
+def a_job(**changes: Any) -> SplitJob:
+    """A valid job, with these fields changed."""
+    return SplitJob(
+        **{
+            "job_id": "split-1",
+            "source_bucket": "audio",
+            "source_key": "amdo/001.mp3",
+            "source_size": 4000,
+            "source_etag": "e1",
+            "output_bucket": "out",
+            "output_prefix": "amdo/001.mp3",
+            **changes,
+        }
+    )
+
+
+def a_segment(**changes: Any) -> Segment:
+    """A segment of one second, with these fields changed."""
+    return Segment(
+        **{
+            "filename": "segment_00001-3fa9c2d1.flac",
+            "start_sec": 1.0,
+            "end_sec": 2.0,
+            "duration_sec": 1.0,
+            "start_sample": 16_000,
+            "end_sample": 32_000,
+            "bytes": 9_000,
+            "sha256": "3fa9c2d1" + "0" * 56,
+            "end_reason": "silence",
+            "mean_speech_probability": 0.93,
+            **changes,
+        }
+    )
+
+
+def a_recording(**changes: Any) -> Recording:
+    """What was decoded: ten seconds, with these fields changed."""
+    return Recording(
+        **{
+            "source_bytes": 4000,
+            "source_sha256": "a" * 64,
+            "container": "mp3",
+            "codec": "mp3",
+            "sample_rate_hz": 44_100,
+            "channels": 2,
+            "declared_duration_s": 10.0,
+            "decoded_duration_s": 10.0,
+            "truncated": False,
+            **changes,
+        }
+    )
+
+
+def a_result(**changes: Any) -> SplitResult:
+    """What the split found: one segment, with these fields changed."""
+    return SplitResult(
+        **{
+            "recording": a_recording(),
+            "segments": (a_segment(),),
+            "archive": None,
+            "speech_s": 1.0,
+            "dropped_speech_s": 0.0,
+            "dropped_runs": 0,
+            "clipped_samples": 0,
+            "versions": {"stt_async": "0.1.0"},
+            "stage_s": {"decode": 0.1},
+            **changes,
+        }
+    )
+
+
+def a_manifest(
+    job: SplitJob | None = None,
+    result: SplitResult | None = None,
+    params: SplitParams | None = None,
+    *,
+    source_etag: str | None = "e1",
+) -> Manifest:
+    """The manifest of a job that has been done."""
+    return build(
+        job or a_job(),
+        result or a_result(),
+        params or SplitParams(),
+        source_etag=source_etag,
+        processed_at=datetime(2026, 3, 1, 12, 0, tzinfo=UTC),
+    )

@@ -1,0 +1,183 @@
+"""Work finished although we are cancelled, many tasks with one error, the first of several."""
+
+import asyncio
+import gc
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from stt_async.tasks import first_of, to_the_end, together
+from tests.unit.fakes import PATIENCE_S, until
+
+
+async def _give(value: int) -> int:
+    await asyncio.sleep(0)
+    return value
+
+
+async def _fail(error: Exception) -> int:
+    await asyncio.sleep(0)
+    raise error
+
+
+class Lingering:
+    """Work that goes on until cancelled, and takes a few turns of the loop to end then."""
+
+    def __init__(self, last_words: Exception | None = None) -> None:
+        self.started = self.cleaned = False
+        self._last_words = last_words
+
+    async def run(self) -> int:
+        self.started = True
+        try:
+            await asyncio.Event().wait()
+        finally:
+            for _ in range(3):
+                await asyncio.sleep(0)
+            self.cleaned = True
+            if self._last_words is not None:
+                raise self._last_words
+        return 0
+
+
+def _others() -> set[asyncio.Task[object]]:
+    return asyncio.all_tasks() - {asyncio.current_task()}
+
+
+async def test_to_the_end_returns_the_result() -> None:
+    assert await to_the_end(_give(7)) == 7
+
+
+async def test_to_the_end_raises_the_error() -> None:
+    with pytest.raises(ValueError, match="broken"):
+        await to_the_end(_fail(ValueError("broken")))
+
+
+@pytest.mark.parametrize("times", [1, 2, 5])
+async def test_to_the_end_finishes_however_often_it_is_cancelled(times: int) -> None:
+    go, finished = asyncio.Event(), False
+
+    async def work() -> None:
+        nonlocal finished
+        await go.wait()
+        finished = True
+
+    task = asyncio.create_task(to_the_end(work()))
+    for _ in range(times):
+        await asyncio.sleep(0)
+        task.cancel()
+    await asyncio.sleep(0)
+    assert not task.done()
+    go.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert finished
+    assert not _others()
+
+
+async def test_to_the_end_raises_the_cancellation_rather_than_the_error() -> None:
+    go = asyncio.Event()
+
+    async def work() -> None:
+        await go.wait()
+        raise ValueError("broken")
+
+    task = asyncio.create_task(to_the_end(work()))
+    await asyncio.sleep(0)
+    task.cancel()
+    go.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+async def test_together_returns_results_in_order() -> None:
+    first = asyncio.Event()
+
+    async def slow() -> int:
+        await first.wait()
+        return 1
+
+    async def quick() -> int:
+        first.set()
+        return 2
+
+    assert await together([slow(), quick()]) == [1, 2]
+    assert await together([]) == []
+
+
+async def test_together_raises_the_bare_error_and_leaves_no_task() -> None:
+    lingering = Lingering()
+    with pytest.raises(ValueError, match="broken"):
+        await together([lingering.run(), _fail(ValueError("broken"))])
+    assert lingering.cleaned
+    assert not _others()
+
+
+async def test_together_failed_leaves_no_cancellation_behind() -> None:
+    me = asyncio.current_task()
+    assert me is not None
+    with pytest.raises(ValueError, match="broken"):
+        await together([Lingering().run(), _fail(ValueError("broken"))])
+    assert me.cancelling() == 0
+
+
+async def test_together_cancelled_cancels_all() -> None:
+    lingering = [Lingering(), Lingering()]
+    task = asyncio.create_task(together(each.run() for each in lingering))
+    await until(lambda: all(each.started for each in lingering))
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert all(each.cleaned for each in lingering)
+    assert not _others()
+
+
+async def test_together_stays_cancelled_when_a_work_fails_at_its_cancellation() -> None:
+    lingering = Lingering(ValueError("broken while cleaning up"))
+    task = asyncio.create_task(together([lingering.run()]))
+    await until(lambda: lingering.started)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+async def test_first_of_returns_when_one_ends_and_leaves_no_task() -> None:
+    lingering = Lingering()
+    await first_of(lingering.run(), _give(1))
+    assert lingering.cleaned
+    assert not _others()
+
+
+async def test_first_of_raises_the_error_of_who_ended_first() -> None:
+    with pytest.raises(ValueError, match="broken"):
+        await first_of(Lingering().run(), _fail(ValueError("broken")))
+    assert not _others()
+
+
+@pytest.mark.parametrize(
+    "works",
+    [
+        pytest.param(lambda: [_fail(ValueError("1")), _fail(ValueError("2"))], id="two errors at once"),
+        pytest.param(lambda: [_fail(ValueError("1")), Lingering(ValueError("late")).run()], id="one on the way out"),
+    ],
+)
+async def test_first_of_leaves_no_error_unseen(works: Callable[[], list[Awaitable[int]]]) -> None:
+    complaints: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
+    with pytest.raises(ValueError, match="1"):
+        await first_of(*works())  # type: ignore[arg-type]  # they are coroutines
+    assert not _others()
+    gc.collect()
+    assert not complaints
+
+
+async def test_first_of_cancelled_cancels_all() -> None:
+    lingering = [Lingering(), Lingering()]
+    task = asyncio.create_task(first_of(*(each.run() for each in lingering)))
+    await until(lambda: all(each.started for each in lingering))
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        async with asyncio.timeout(PATIENCE_S):
+            await task
+    assert all(each.cleaned for each in lingering)
+    assert not _others()
