@@ -3,7 +3,6 @@
 import csv
 import hashlib
 import io
-import math
 import tarfile
 from importlib.resources import files
 from itertools import pairwise
@@ -20,8 +19,11 @@ RATE_HZ = 16_000
 _ROUNDING_S = 0.001
 
 
-async def verified(site: Site, prefix: str) -> Any:
-    """The manifest of a recording, after everything that it promises was held against what lies in the bucket."""
+async def verified(site: Site, prefix: str, *, orphans: bool = False) -> Any:
+    """The manifest of a recording, after everything that it promises was held against what lies in the bucket.
+
+    Nothing else may lie there, unless `orphans` of an earlier attempt are expected.
+    """
     objects = await site.objects(f"{prefix}/")
     manifest = orjson.loads(await site.read(f"{prefix}/metadata.json"))
     jsonschema.validate(manifest, orjson.loads((files("stt_async") / "manifest.schema.json").read_bytes()))
@@ -40,7 +42,8 @@ async def verified(site: Site, prefix: str) -> Any:
         names = [archive["filename"]]
         assert objects[f"{prefix}/{archive['filename']}"] == archive["bytes"]
         contents = await _members(site, f"{prefix}/{archive['filename']}", manifest)
-    assert objects.keys() == {f"{prefix}/{name}" for name in [*names, "metadata.json"]}
+    unlisted = objects.keys() - {f"{prefix}/{name}" for name in [*names, "metadata.json"]}
+    assert orphans or not unlisted
 
     for segment in segments:
         _verify_segment(segment, contents[segment["filename"]], manifest)
@@ -49,11 +52,13 @@ async def verified(site: Site, prefix: str) -> Any:
 
 def uncovered_s(manifest: Any, speech: Path) -> float:
     """Seconds of the speech in a `NAME.speech.csv` that lie in no segment."""
-    segments = [(segment["start_sec"], segment["end_sec"]) for segment in manifest["segments"]]
+    segments: list[tuple[float, float]] = [
+        (segment["start_sec"], segment["end_sec"]) for segment in manifest["segments"]
+    ]
     with speech.open() as file:
         spoken = [(float(row["start_s"]), float(row["end_s"])) for row in csv.DictReader(file)]
     covered = sum(max(0.0, min(end, e) - max(start, s)) for start, end in spoken for s, e in segments)
-    return math.fsum(end - start for start, end in spoken) - covered
+    return sum(end - start for start, end in spoken) - covered
 
 
 async def _members(site: Site, key: str, manifest: Any) -> dict[str, bytes]:

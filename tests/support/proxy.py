@@ -1,6 +1,7 @@
 """A TCP proxy between a worker and a server, on loopback: slow, stuck, cut or gone, whenever a test says so."""
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, suppress
 from typing import Literal
@@ -10,6 +11,8 @@ import pytest_asyncio
 from stt_async.local.loopback import HOST
 
 _CHUNK_BYTES = 32 * 1024
+
+_REQUEST = re.compile(rb"(?:GET|HEAD|PUT|POST|DELETE) \S+")
 
 Way = Literal["up", "down"]
 """`up` is what clients say to the server, `down` what it answers."""
@@ -32,6 +35,8 @@ class Proxy:
         """Set while something waits to be passed on."""
         self.delay_s = 0.0
         """Before each chunk of 32 KiB, in both ways."""
+        self.requests: list[str] = []
+        """The HTTP requests so far, as `GET /bucket/key?query`."""
 
     @property
     def endpoint(self) -> str:
@@ -108,6 +113,8 @@ class Proxy:
     async def _pump(self, way: Way, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with suppress(OSError):
             while data := await reader.read(_CHUNK_BYTES):
+                if way == "up" and (request := _REQUEST.match(data)):
+                    self.requests.append(request[0].decode())
                 if self.delay_s:
                     await asyncio.sleep(self.delay_s)
                 await self._pass(way, data, writer)
