@@ -77,10 +77,10 @@ def open_scratch(scratch_dir: Path, max_bytes: int | None) -> Iterator[Scratch]:
     A worker holds a lock on its folder for as long as it lives (flock: the kernel lets go of it whatever happens).
     """
     scratch_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    _remove_abandoned(scratch_dir)
-    making = Path(tempfile.mkdtemp(prefix=".making-", dir=scratch_dir))
-    lock = _lock(making)
-    folder = making.rename(scratch_dir / f"worker-{os.getpid()}-{making.name[-8:]}")
+    with _alone_in(scratch_dir):
+        _remove_abandoned(scratch_dir)
+        folder = Path(tempfile.mkdtemp(prefix=f"worker-{os.getpid()}-", dir=scratch_dir))
+        lock = _lock(folder)
     try:
         free_bytes = int(shutil.disk_usage(folder).free * SHARE_OF_FREE_DISK)
         yield Scratch(folder, max_bytes or free_bytes)
@@ -89,8 +89,19 @@ def open_scratch(scratch_dir: Path, max_bytes: int | None) -> Iterator[Scratch]:
         lock.close()
 
 
+@contextmanager
+def _alone_in(scratch_dir: Path) -> Iterator[None]:
+    """Let workers that start at once come in one by one: a folder not locked yet looks like a dead worker's."""
+    door = os.open(scratch_dir, os.O_RDONLY)
+    try:
+        fcntl.flock(door, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(door)
+
+
 def _remove_abandoned(scratch_dir: Path) -> None:
-    for folder in [*scratch_dir.glob("worker-*"), *scratch_dir.glob(".making-*")]:
+    for folder in scratch_dir.glob("worker-*"):
         try:
             lock = _lock(folder)
         except OSError:

@@ -1,0 +1,257 @@
+"""Scratch space: the budget, the folders, and what dead workers leave."""
+
+import asyncio
+import os
+import random
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stt_async.errors import TransientError
+from stt_async.worker.scratch import SCRATCH_PER_SOURCE_BYTE, UNKNOWN_SOURCE_BYTES, Scratch, open_scratch
+from tests.unit.fakes import PATIENCE_S, until
+
+MAX_SOURCE_BYTES = 100
+ENDINGS = ("leave", "fail", "cancel")
+
+
+@pytest.fixture
+def scratch(tmp_path: Path) -> Scratch:
+    """Room for recordings of 100 bytes together."""
+    return Scratch(tmp_path, MAX_SOURCE_BYTES * SCRATCH_PER_SOURCE_BYTE)
+
+
+class Guest:
+    """Takes a room, and stays in it until told to leave."""
+
+    def __init__(self, scratch: Scratch, source_bytes: int | None, entered: list["Guest"]) -> None:
+        self._scratch = scratch
+        self._source_bytes = source_bytes
+        self._entered = entered
+        self._leave = asyncio.Event()
+        self.folder: Path | None = None
+        self.task = asyncio.create_task(self._stay())
+
+    async def _stay(self) -> None:
+        async with self._scratch.room(self._source_bytes) as self.folder:
+            self._entered.append(self)
+            await self._leave.wait()
+
+    async def leave(self) -> None:
+        self._leave.set()
+        await self.task
+
+
+async def _settled() -> None:
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+async def test_rooms_are_given_first_come_first_served(scratch: Scratch) -> None:
+    entered: list[Guest] = []
+    first, large, small = (Guest(scratch, size, entered) for size in (60, 80, 10))
+    await _settled()
+    assert entered == [first]  # the small one would fit, but it came after the large one
+    await first.leave()
+    await until(lambda: len(entered) == 3)
+    assert entered == [first, large, small]
+    await large.leave()
+    await small.leave()
+
+
+async def test_who_gives_up_waiting_lets_the_next_in(scratch: Scratch) -> None:
+    entered: list[Guest] = []
+    first, large, small = (Guest(scratch, size, entered) for size in (60, 80, 10))
+    await _settled()
+    large.task.cancel()
+    await until(lambda: entered == [first, small])
+    await first.leave()
+    await small.leave()
+    whole = Guest(scratch, MAX_SOURCE_BYTES, entered)
+    await until(lambda: whole in entered)
+    await whole.leave()
+
+
+@pytest.mark.parametrize("source_bytes", [MAX_SOURCE_BYTES * 1000, None], ids=["too large", "of unknown size"])
+async def test_one_that_never_fits_has_the_whole_space_to_itself(scratch: Scratch, source_bytes: int | None) -> None:
+    entered: list[Guest] = []
+    small, huge, after = (Guest(scratch, size, entered) for size in (1, source_bytes, 1))
+    await _settled()
+    assert entered == [small]
+    await small.leave()
+    await until(lambda: huge in entered)
+    await _settled()
+    assert after not in entered
+    await huge.leave()
+    await until(lambda: after in entered)
+    await after.leave()
+
+
+async def test_the_size_of_an_unknown_recording_is_assumed(tmp_path: Path) -> None:
+    scratch = Scratch(tmp_path, 3 * UNKNOWN_SOURCE_BYTES * SCRATCH_PER_SOURCE_BYTE)
+    entered: list[Guest] = []
+    guests = [Guest(scratch, None, entered) for _ in range(4)]
+    await _settled()
+    assert len(entered) == 3
+    for guest in guests:
+        await guest.leave()
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 150), st.sampled_from(["leave", "fail", "cancel"])), max_size=20), st.randoms()
+)
+def test_the_budget_is_never_exceeded_and_all_of_it_comes_back(
+    guests: list[tuple[int, Literal["leave", "fail", "cancel"]]], rng: random.Random
+) -> None:
+    folder = Path(os.environ["TMPDIR"]) / "budget"
+    folder.mkdir()
+    used = 0
+
+    async def visit(scratch: Scratch, size: int, ending: str) -> None:
+        nonlocal used
+        async with scratch.room(size):
+            # 0 bytes are taken for unknown, and what is larger than all of it takes all of it.
+            taken = min(MAX_SOURCE_BYTES, size or MAX_SOURCE_BYTES)
+            used += taken
+            try:
+                assert used <= MAX_SOURCE_BYTES
+                for _ in range(rng.randrange(3)):
+                    await asyncio.sleep(0)
+                if ending == "fail":
+                    raise ZeroDivisionError
+            finally:
+                used -= taken
+
+    async def run() -> None:
+        scratch = Scratch(folder, MAX_SOURCE_BYTES * SCRATCH_PER_SOURCE_BYTE)
+        tasks = [asyncio.create_task(visit(scratch, *guest)) for guest in guests]
+        for task, (_, ending) in zip(tasks, guests, strict=True):
+            if ending == "cancel":
+                for _ in range(rng.randrange(5)):
+                    await asyncio.sleep(0)
+                task.cancel()
+        async with asyncio.timeout(PATIENCE_S):
+            results = await asyncio.gather(*tasks, return_exceptions=True)
+            async with scratch.room(MAX_SOURCE_BYTES):
+                pass
+        expected = (ZeroDivisionError, asyncio.CancelledError)
+        assert all(result is None or isinstance(result, expected) for result in results)
+
+    try:
+        asyncio.run(run())
+        assert list(folder.iterdir()) == []
+    finally:
+        shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+async def test_a_room_is_removed_however_its_job_ends(scratch: Scratch, tmp_path: Path, ending: str) -> None:
+    async def job() -> None:
+        async with scratch.room(10) as folder:
+            (folder / "out").mkdir()
+            (folder / "out" / "segment.flac").write_bytes(b"x")
+            assert (folder.stat().st_mode & 0o777) == 0o700
+            if ending == "fail":
+                raise ZeroDivisionError
+            if ending == "cancel":
+                await asyncio.Event().wait()
+
+    task = asyncio.create_task(job())
+    await _settled()
+    task.cancel()
+    [result] = await asyncio.gather(task, return_exceptions=True)
+    assert isinstance(result, {"leave": type(None), "fail": ZeroDivisionError, "cancel": BaseException}[ending])
+    assert list(tmp_path.iterdir()) == []
+
+
+async def test_no_room_to_make_a_folder_is_a_full_disk_and_takes_nothing(tmp_path: Path) -> None:
+    folder = tmp_path / "not there yet"
+    scratch = Scratch(folder, 8)
+    with pytest.raises(TransientError) as caught:
+        async with scratch.room(1):
+            pytest.fail("there is no folder to be in")
+    assert caught.value.code == "disk_full"
+    folder.mkdir()
+    async with asyncio.timeout(PATIENCE_S), scratch.room(1):
+        pass
+
+
+def _worker_folders(scratch_dir: Path) -> list[Path]:
+    return [entry for entry in scratch_dir.iterdir() if entry.is_dir()]
+
+
+async def test_a_worker_has_a_folder_of_its_own_and_leaves_none(tmp_path: Path) -> None:
+    scratch_dir = tmp_path / "deep" / "scratch"
+    with open_scratch(scratch_dir, None) as scratch:
+        [mine] = _worker_folders(scratch_dir)
+        assert str(os.getpid()) in mine.name
+        async with scratch.room(1) as room:
+            assert room.parent == mine
+        assert (scratch_dir.stat().st_mode & 0o777) == 0o700
+    assert _worker_folders(scratch_dir) == []
+
+
+_OPENED_BY_ANOTHER = """
+import sys
+from pathlib import Path
+from stt_async.worker.scratch import open_scratch
+with open_scratch(Path(sys.argv[1]), 1000):
+    print("open", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def other_worker(tmp_path: Path) -> Iterator[Callable[[], subprocess.Popen[str]]]:
+    """A function that starts another process with a folder in the same scratch space."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start() -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [sys.executable, "-c", _OPENED_BY_ANOTHER, str(tmp_path)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        started.append(process)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "open\n"
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def test_folders_of_dead_workers_are_removed_and_those_of_living_ones_stay(
+    tmp_path: Path, other_worker: Callable[[], subprocess.Popen[str]]
+) -> None:
+    dead, living = other_worker(), other_worker()
+    dead.kill()
+    dead.wait()
+    [dead_folder] = tmp_path.glob(f"worker-{dead.pid}-*")
+    [living_folder] = tmp_path.glob(f"worker-{living.pid}-*")
+    (dead_folder / "job-x").mkdir()
+    (tmp_path / "somebody-elses").mkdir()
+    with open_scratch(tmp_path, None):
+        assert not dead_folder.exists()
+        assert living_folder.exists()
+        assert (tmp_path / "somebody-elses").exists()
+
+
+def test_workers_that_start_at_the_same_time_do_not_take_each_other_for_dead(tmp_path: Path) -> None:
+    def worker(_: int) -> bool:
+        with open_scratch(tmp_path, 1000):
+            return True
+
+    with ThreadPoolExecutor(8) as workers:
+        assert all(workers.map(worker, range(400)))
+    assert _worker_folders(tmp_path) == []
