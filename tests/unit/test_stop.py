@@ -1,0 +1,120 @@
+"""Every reason to stop: the deadline, who waits for it, and signals."""
+
+import asyncio
+import os
+import signal
+import time
+
+import pytest
+import uvloop
+
+from stt_async.worker.stop import SIGNALS, Stop, on_signals
+from tests.unit.fakes import PATIENCE_S, beside, until
+
+LONG_S = 3600.0
+
+
+@pytest.mark.parametrize(
+    ("first_s", "second_s", "reason"),
+    [(100.0, 10.0, "second"), (10.0, 100.0, "first"), (0.0, 0.0, "first")],
+    ids=["sooner counts", "later does not", "as soon does not"],
+)
+async def test_the_deadline_is_only_shortened(first_s: float, second_s: float, reason: str) -> None:
+    stop = Stop()
+    before_s = time.monotonic()
+    stop.request("first", within_s=first_s)
+    stop.request("second", within_s=second_s)
+    assert stop.signal is not None
+    assert stop.signal.reason == reason
+    soonest_s = min(first_s, second_s)
+    assert before_s + soonest_s <= stop.signal.deadline_s <= time.monotonic() + soonest_s
+
+
+async def test_nobody_asked_yet() -> None:
+    stop = Stop()
+    assert not stop.requested
+    async with beside(stop.wait(), stop.wait_deadline(), stop.sleep(LONG_S)) as waiting:
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert not any(each.done() for each in waiting)
+
+
+async def test_a_request_wakes_all_that_wait_for_one() -> None:
+    stop = Stop()
+    async with beside(stop.wait(), stop.sleep(LONG_S), stop.wait()) as waiting:
+        await asyncio.sleep(0)
+        stop.request("now", within_s=LONG_S)
+        await until(lambda: all(each.done() for each in waiting))
+
+
+async def test_whoever_waits_after_a_request_returns_at_once() -> None:
+    stop = Stop()
+    stop.request("now", within_s=0)
+    async with asyncio.timeout(PATIENCE_S):
+        await stop.wait()
+        await stop.wait_deadline()
+        await stop.sleep(LONG_S)
+
+
+async def test_a_shortened_deadline_wakes_all_that_wait_for_it() -> None:
+    stop = Stop()
+    stop.request("drain", within_s=LONG_S)
+    async with beside(*(stop.wait_deadline() for _ in range(3))) as waiting:
+        for _ in range(5):
+            await asyncio.sleep(0)
+        stop.request("less", within_s=LONG_S / 2)
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert not any(each.done() for each in waiting)
+        stop.request("now", within_s=0.005)
+        await until(lambda: all(each.done() for each in waiting))
+        assert stop.signal is not None
+        assert time.monotonic() >= stop.signal.deadline_s
+
+
+async def test_one_that_begins_to_wait_hides_no_change_from_another() -> None:
+    stop = Stop()
+    async with beside(stop.wait_deadline()) as early:
+        await asyncio.sleep(0)
+        stop.request("now", within_s=0)  # the first is woken, but has not run yet
+        async with beside(stop.wait_deadline(), stop.wait()) as late:
+            await until(lambda: all(each.done() for each in [*early, *late]))
+
+
+async def test_sleep_ends_by_itself() -> None:
+    stop = Stop()
+    async with asyncio.timeout(PATIENCE_S):
+        await stop.sleep(0.001)
+    assert not stop.requested
+
+
+def _scenario_of_signals(number: signal.Signals) -> None:
+    async def run() -> None:
+        stop = Stop()
+        with on_signals(stop, drain_timeout_s=LONG_S):
+            os.kill(os.getpid(), number)
+            await until(lambda: stop.requested)
+            assert stop.signal is not None
+            assert stop.signal.reason == number.name
+            assert stop.signal.deadline_s > time.monotonic() + LONG_S / 2
+            os.kill(os.getpid(), number)
+            async with asyncio.timeout(PATIENCE_S):
+                await stop.wait_deadline()
+            assert signal.getsignal(number) in {signal.SIG_DFL, signal.default_int_handler}
+
+    uvloop.run(run())
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_the_first_signal_drains_the_second_releases_the_third_kills(number: signal.Signals) -> None:
+    before = signal.getsignal(number)
+    try:
+        _scenario_of_signals(number)
+    finally:
+        signal.signal(number, before)
+
+
+async def test_signals_are_as_before_afterwards() -> None:
+    with on_signals(Stop(), drain_timeout_s=1):
+        pass
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
