@@ -51,9 +51,9 @@ class Gate:
         try:
             await turn
         except asyncio.CancelledError:
-            if turn.done() and not turn.cancelled():
+            if not turn.cancelled():
                 self._leave()  # the turn had come already: hand it on
-            else:
+            elif turn in self._waiting:
                 self._waiting.remove(turn)
             raise
 
