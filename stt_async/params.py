@@ -20,13 +20,13 @@ class VadParams:
     threshold: float = 0.3
     neg_threshold: float = 0.15
     min_speech_duration_ms: int = 250
-    min_silence_duration_ms: int = 800
-    speech_pad_ms: int = 300
+    min_silence_duration_ms: int = 600
+    speech_pad_ms: int = 200
     max_speech_duration_s: float = 30.0
     min_silence_at_max_speech: int = 98
     """In ms (Silero's name): the shortest pause in which speech that is too long is cut."""
-    max_join_pause_ms: int = 1_500
-    target_duration_s: float = 10.0
+    max_join_pause_ms: int = 2_000
+    target_duration_s: float = 15.0
     """Neighbours are joined across pauses of up to `max_join_pause_ms` as long as the result is not longer."""
     min_segment_duration_s: float = 1.0
 

@@ -38,19 +38,17 @@ def plan(probabilities: Probabilities, samples: int, params: SplitParams) -> Pla
     """Decide the segments of a recording of `samples` samples from its probabilities (one for 512 samples)."""
     speech = speech_runs(probabilities, samples, params)
     groups = _join(speech, params)
-    kept = _long_enough(groups, samples, params)
-    spans = [
-        span
-        for start, end in _pad(groups[kept], samples, params)
-        for span in _cut(probabilities, int(start), int(end), samples, params)
-    ]
-    dropped = _is_in(speech, groups[~kept])
+    groups = groups[groups[:, 1] - groups[:, 0] >= _samples(params.min_speech_duration_ms)]
+    padded = _widen(_pad(groups, samples, params), samples, params)
+    kept = padded[:, 1] - padded[:, 0] >= _shortest(params)
+    spans = [span for start, end in padded[kept] for span in _cut(probabilities, int(start), int(end), samples, params)]
     lengths = speech[:, 1] - speech[:, 0]
+    inside = _is_in(speech, groups[kept])
     return Plan(
         spans=spans,
-        speech_samples=int(lengths[~dropped].sum()),
-        dropped_samples=int(lengths[dropped].sum()),
-        dropped_runs=int(dropped.sum()),
+        speech_samples=int(lengths[inside].sum()),
+        dropped_samples=int(lengths[~inside].sum()),
+        dropped_runs=int((~inside).sum()),
     )
 
 
@@ -90,14 +88,6 @@ def _join(speech: Bounds, params: SplitParams) -> Bounds:
     return _merge(speech, joined)
 
 
-def _long_enough(groups: Bounds, samples: int, params: SplitParams) -> NDArray[np.bool_]:
-    padded = _pad(groups, samples, params)
-    long_enough: NDArray[np.bool_] = (padded[:, 1] - padded[:, 0] >= _shortest(params)) & (
-        groups[:, 1] - groups[:, 0] >= _samples(params.min_speech_duration_ms)
-    )
-    return long_enough
-
-
 def _pad(groups: Bounds, samples: int, params: SplitParams) -> Bounds:
     """Widen each group by `speech_pad_ms` on both sides; neighbours closer than two pads meet halfway.
 
@@ -120,6 +110,18 @@ def _pad(groups: Bounds, samples: int, params: SplitParams) -> Bounds:
     padded[:, 0] -= left
     padded[:, 1] += right
     return padded
+
+
+def _widen(padded: Bounds, samples: int, params: SplitParams) -> Bounds:
+    """Give what is still under `min_segment_duration_s` more of the silence around it, if there is enough."""
+    limits = np.concatenate(([0], padded.ravel(), [samples]))
+    for index in np.flatnonzero(padded[:, 1] - padded[:, 0] < _shortest(params)):
+        before, start, end, after = limits[2 * index : 2 * index + 4]
+        missing = _shortest(params) - (end - start)
+        left = max(min(missing // 2, start - before), missing - (after - end))
+        if left <= start - before:
+            limits[2 * index + 1 : 2 * index + 3] = start - left, end + missing - left
+    return limits[1:-1].reshape(-1, 2)
 
 
 def _cut(probabilities: Probabilities, start: int, end: int, samples: int, params: SplitParams) -> list[Span]:
