@@ -15,7 +15,8 @@ from stt_async.tasks import to_the_end
 _log = structlog.get_logger()
 
 HEARTBEAT_TIMEOUT_S = 10.0
-"""Of one call. A beat that fails is sent again on the next tick, for as long as the lease lives."""
+"""Of one call, or a tenth of the visibility timeout if that is less: one that hangs must not outlive the lease. A beat
+that fails is sent again on the next tick, for as long as the lease lives."""
 
 
 @dataclass(slots=True, eq=False)
@@ -48,6 +49,7 @@ class Leases:
         self._visibility_timeout_s = visibility_timeout_s
         self._interval_s = visibility_timeout_s / 3
         self._tick_s = min(1.0, visibility_timeout_s / 30)
+        self._margin_s = visibility_timeout_s / 10
         self._held: set[Lease] = set()
         self._beating = asyncio.Lock()
 
@@ -69,9 +71,10 @@ class Leases:
         self._held.add(lease)
         try:
             yield lease
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, JobError) as error:
+            # A JobError, too: of the clean-up, or in the same moment. Whoever has the message now sees for himself.
             if lease.lost is not None and task.uncancel() == 0:
-                raise LeaseLostError(lease.lost) from None
+                raise LeaseLostError(lease.lost) from error
             raise
         finally:
             self._held.discard(lease)
@@ -96,12 +99,13 @@ class Leases:
             return
         asked_s = time.monotonic()
         try:
-            async with asyncio.timeout(HEARTBEAT_TIMEOUT_S):
+            async with asyncio.timeout(min(HEARTBEAT_TIMEOUT_S, self._margin_s)):
                 failed = await self._queue.extend([lease.message for lease in leases], self._visibility_timeout_s)
         except (JobError, TimeoutError) as error:
             _log.warning("heartbeat_failed", messages=len(leases), error=str(error) or type(error).__name__)
             failed = {lease.message.message_id: "unreachable" for lease in leases}
-        for lease in leases:
+        for lease in self._held.intersection(leases):
+            # Of those that ended meanwhile nothing is to be learnt: their jobs are over.
             self._settle(lease, failed.get(lease.message.message_id), asked_s)
 
     def _settle(self, lease: Lease, code: str | None, asked_s: float) -> None:
@@ -110,5 +114,5 @@ class Leases:
             lease.due_s = asked_s + self._interval_s
         elif is_lost(code):
             lease.lose(f"SQS says {code}")
-        elif time.monotonic() > lease.expires_s - self._visibility_timeout_s / 10:
+        elif time.monotonic() > lease.expires_s - self._margin_s:
             lease.lose(f"no heartbeat came through before the visibility timeout ({code})")
