@@ -65,6 +65,9 @@ class Settings(BaseSettings):
         None, gt=0, description="What recordings on their way may take there; 80% of what is free, if not given."
     )
     processes: int = Field(default_factory=usable_vcpus, ge=1, description="Pool processes; the usable vCPUs.")
+    child_max_bytes: int = Field(
+        2 * 1024**3, ge=512 * 1024**2, description="Private memory that a pool process may take."
+    )
     downloads: int = Field(12, ge=1, description="Downloads at once: one connection to MinIO is slow.")
     uploads: int = Field(32, ge=1, description="Uploads at once, over all jobs.")
     slots: int | None = Field(
@@ -80,6 +83,31 @@ class Settings(BaseSettings):
     drain_timeout_s: float = Field(100.0, ge=0, description="From SIGTERM to the release of what is unfinished.")
     retry_timeout_s: float = Field(60.0, ge=0, description="How long one call to a service is tried again.")
     retry_max_wait_s: float = Field(20.0, gt=0, description="Longest wait between two tries.")
+
+    aws_ec2_metadata_disabled: bool = Field(
+        False,
+        validation_alias="AWS_EC2_METADATA_DISABLED",
+        description="Behave as off EC2: no Spot notices, no Auto Scaling, no credentials of an instance role.",
+    )
+    aws_ec2_metadata_service_endpoint: str = Field(
+        "http://169.254.169.254",
+        validation_alias="AWS_EC2_METADATA_SERVICE_ENDPOINT",
+        description="The instance metadata service (IMDSv2), asked for notices of interruption.",
+    )
+    autoscaling_group: str = Field("", description="Auto Scaling group of this instance; none, if not given.")
+    launch_hook: str = Field(
+        "", description="Its launch lifecycle hook: CONTINUE once preflight has passed, ABANDON when it fails."
+    )
+    termination_hook: str = Field("", description="Its termination lifecycle hook: CONTINUE when all is given back.")
+    idle_timeout_s: float = Field(
+        0.0, ge=0, description="End the instance, in a group, when no job came for so long; 0: never."
+    )
+    notify_socket: str = Field(
+        "", validation_alias="NOTIFY_SOCKET", description="systemd's, set by it for a unit of `Type=notify`."
+    )
+    watchdog_usec: int = Field(
+        0, ge=0, validation_alias="WATCHDOG_USEC", description="systemd's, set by it for a unit with `WatchdogSec=`."
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -100,6 +128,10 @@ class Settings(BaseSettings):
             raise ValueError(
                 f"STT_SLOTS is {self.slots}, fewer than the {self.processes} pool processes (STT_PROCESSES): "
                 "some would never have work"
+            )
+        if (self.launch_hook or self.termination_hook) and not self.autoscaling_group:
+            raise ValueError(
+                "STT_LAUNCH_HOOK or STT_TERMINATION_HOOK is given without STT_AUTOSCALING_GROUP: name the group too"
             )
         return self
 
@@ -143,7 +175,7 @@ def load(env_file: Path | None = None, **overrides: Any) -> Settings:
 def variable(path: tuple[int | str, ...]) -> str:
     """Return the environment variable of a field, given its path."""
     name = "_".join(str(part) for part in path).upper()
-    return name if name.startswith("AWS_") else f"STT_{name}"
+    return name if name.startswith(("AWS_", "NOTIFY_SOCKET", "WATCHDOG_USEC")) else f"STT_{name}"
 
 
 def _sentence(error: Any) -> str:

@@ -33,7 +33,7 @@ async def examine(settings: Settings) -> AsyncIterator[Check]:
         return f"{free_bytes / 1e9:.1f} GB free"
 
     async def model() -> str:
-        async with open_pool(1, settings.job_timeout_s):
+        async with open_pool(settings.model_copy(update={"processes": 1})):
             return "a pool child loaded it"
 
     yield await look(f"scratch {settings.scratch_dir}", scratch)

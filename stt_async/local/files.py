@@ -83,7 +83,7 @@ async def split_files(
 
     A folder appears whole or not at all. One that holds the same work already is left as it is.
     """
-    async with open_pool(min(settings.processes, len(recordings)), settings.job_timeout_s) as pool:
+    async with open_pool(_no_more_processes_than(recordings, settings)) as pool:
         tasks = [asyncio.create_task(_split_one(each, out, pool, settings)) for each in recordings]
         try:
             for done in asyncio.as_completed(tasks):
@@ -135,3 +135,7 @@ def _standing(folder: Path) -> Manifest | None:
     with suppress(FileNotFoundError):
         return decode((folder / MANIFEST_NAME).read_bytes())
     return None
+
+
+def _no_more_processes_than(recordings: Sequence[LocalRecording], settings: Settings) -> Settings:
+    return settings.model_copy(update={"processes": min(settings.processes, len(recordings))})

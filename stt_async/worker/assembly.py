@@ -44,7 +44,7 @@ async def work(settings: Settings, *watches: Watch) -> Counter[str]:
         async with connect(settings) as services:
             await require(services, settings)
             with open_scratch(settings.scratch_dir, settings.scratch_max_bytes) as scratch:
-                async with open_pool(settings.processes, settings.job_timeout_s) as pool:
+                async with open_pool(settings) as pool:
                     pipeline = SplitPipeline(
                         source=services.source,
                         sink=services.sink,

@@ -1,6 +1,5 @@
 """Scratch space on disk: a folder for each worker, a room in it for each job, and a bound on what all may take."""
 
-import asyncio
 import fcntl
 import os
 import shutil
@@ -13,6 +12,7 @@ from typing import IO
 import structlog
 
 from stt_async.errors import TransientError
+from stt_async.worker.budget import Budget
 
 _log = structlog.get_logger()
 
@@ -31,10 +31,7 @@ class Scratch:
 
     def __init__(self, folder: Path, max_bytes: int) -> None:
         self._folder = folder
-        self._max_bytes = max_bytes
-        self._free_bytes = max_bytes
-        self._turn = asyncio.Lock()
-        self._freed = asyncio.Event()
+        self._budget_bytes = Budget(max_bytes)
 
     @asynccontextmanager
     async def room(self, source_bytes: int | None) -> AsyncIterator[Path]:
@@ -42,18 +39,10 @@ class Scratch:
 
         One that would never fit waits until it has the whole space to itself. The folder is removed at the end.
         """
-        needed = min(self._max_bytes, (source_bytes or UNKNOWN_SOURCE_BYTES) * SCRATCH_PER_SOURCE_BYTE)
-        async with self._turn:
-            while self._free_bytes < needed:
-                self._freed.clear()
-                await self._freed.wait()
-            self._free_bytes -= needed
-        try:
+        needed_bytes = (source_bytes or UNKNOWN_SOURCE_BYTES) * SCRATCH_PER_SOURCE_BYTE
+        async with self._budget_bytes.take(needed_bytes):
             with self._room_folder() as folder:
                 yield folder
-        finally:
-            self._free_bytes += needed
-            self._freed.set()
 
     @contextmanager
     def _room_folder(self) -> Iterator[Path]:
