@@ -139,11 +139,11 @@ class Daemon:
     async def _drain(self) -> None:
         if self._running:
             _log.info("worker_draining", jobs=len(self._running))
-            await first_of(asyncio.wait(self._running), self._stop.wait_deadline())
+            await first_of(asyncio.wait(list(self._running)), self._stop.wait_deadline())
         for task in self._running:
             task.cancel()
         if self._running:
-            await asyncio.wait(self._running)
+            await asyncio.wait(list(self._running))
 
     async def _see_through(self, message: Message) -> None:
         """Do one job, then settle its message. By then its heartbeat has stopped."""
@@ -164,14 +164,15 @@ class Daemon:
             await to_the_end(self._settle(self._queue.delete(message)))
 
     async def _do(self, message: Message) -> Outcome:
+        limit = asyncio.timeout(self._job_timeout_s)
         try:
-            async with asyncio.timeout(self._job_timeout_s):
+            async with limit:
                 return await self._pipeline.run(message.body)
         except JobError:
             raise
-        except TimeoutError as error:
-            raise TransientError("job_timeout", f"the job took longer than {self._job_timeout_s:.0f} s") from error
         except Exception as error:  # the outermost: a bug costs its own job alone, and is told with its traceback
+            if limit.expired():
+                raise TransientError("job_timeout", f"the job took longer than {self._job_timeout_s:.0f} s") from error
             _log.exception("job_crashed")
             raise TransientError("crashed", f"{type(error).__name__}: {error}") from error
 
@@ -208,10 +209,16 @@ class Daemon:
 async def stop_when_empty(queue: JobQueue, stop: Stop, *, drain_timeout_s: float) -> None:
     """Ask to stop once the queue holds nothing: none waiting, none in flight with anybody, none coming back later.
 
-    SQS's counts are estimates, so it must say so twice in a row.
+    SQS's counts are estimates, so it must say so twice in a row. A queue that does not answer says nothing.
     """
     empty = 0
     while empty < EMPTY_TWICE:
         await stop.sleep(LOOK_INTERVAL_S)
-        empty = empty + 1 if (await queue.depth()).empty else 0
+        if stop.requested:
+            return
+        try:
+            empty = empty + 1 if (await queue.depth()).empty else 0
+        except JobError as error:
+            empty = 0
+            _log.warning("depth_unknown", code=error.code, error=error.message)
     stop.request("queue_empty", within_s=drain_timeout_s)

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
 from typing import Any, cast
@@ -36,8 +36,9 @@ async def beside(*works: Coroutine[Any, Any, object]) -> AsyncIterator[list[asyn
         for task in tasks:
             task.cancel()
         for task in tasks:
-            with suppress(asyncio.CancelledError):
-                await task
+            if not task.done():
+                with suppress(asyncio.CancelledError):
+                    await task
 
 
 def message(name: str, *, receive_count: int = 1, age_s: float = 0.0) -> Message:
@@ -62,6 +63,8 @@ class FakeQueue(JobQueue):
         self.poll_s = poll_s
         self.gate: asyncio.Event | None = None
         """While it is not set, a poll does not end."""
+        self.polling = False
+        """Whether a poll stands before the gate."""
         self.asked: list[int] = []
         """How many messages each poll asked for."""
         self.receive_errors: list[Exception] = []
@@ -80,6 +83,7 @@ class FakeQueue(JobQueue):
         if self.receive_errors:
             raise self.receive_errors.pop(0)
         if self.gate is not None:
+            self.polling = True
             await self.gate.wait()
         elif not self.waiting:
             await asyncio.sleep(self.poll_s)
@@ -107,6 +111,7 @@ class FakeQueue(JobQueue):
 
     async def depth(self) -> Depth:
         self.looks += 1
+        await asyncio.sleep(0)
         depth = self.depths.pop(0) if len(self.depths) > 1 else self.depths[0]
         if isinstance(depth, JobError):
             raise depth
@@ -125,8 +130,8 @@ class FakeQueue(JobQueue):
 class FakePipeline:
     """Does with a message what `does` says for its body; without that, it is done at once."""
 
-    def __init__(self, **does: Callable[[], Awaitable[None]]) -> None:
-        self.does = does
+    def __init__(self, does: Mapping[str, Callable[[], Awaitable[object]]]) -> None:
+        self.does = dict(does)
         self.started: list[str] = []
         self.running = 0
         self.most_running = 0

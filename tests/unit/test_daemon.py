@@ -1,0 +1,427 @@
+"""What becomes of a message: real leases and breaker, a queue in memory, a pipeline that does as told."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import pytest
+
+from stt_async.errors import (
+    UNREACHABLE,
+    DependencyError,
+    JobError,
+    LeaseLostError,
+    PermanentError,
+    TransientError,
+    WorkerLostError,
+)
+from stt_async.services.queue import Depth, Message
+from stt_async.worker import breaker as breaker_module
+from stt_async.worker import daemon as daemon_module
+from stt_async.worker.breaker import Breaker
+from stt_async.worker.daemon import Daemon, stop_when_empty
+from stt_async.worker.lease import Leases
+from stt_async.worker.stop import Stop
+from tests.unit.fakes import PATIENCE_S, FakePipeline, FakeQueue, beside, message, raises, until
+
+VISIBILITY_S = 300
+LONG_S = 3600.0
+EMPTY = Depth(visible=0, in_flight=0, delayed=0)
+
+
+@pytest.fixture(autouse=True)
+def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(breaker_module, "FIRST_WAIT_S", 0.001)
+    monkeypatch.setattr(breaker_module, "LONGEST_WAIT_S", 0.002)
+    monkeypatch.setattr(daemon_module, "AFTER_FAILED_RECEIVE_S", 0.001)
+    monkeypatch.setattr(daemon_module, "LOOK_INTERVAL_S", 0.001)
+
+
+@dataclass
+class Site:
+    """A daemon that runs, and what it runs on."""
+
+    queue: FakeQueue
+    pipeline: FakePipeline
+    stop: Stop
+    breaker: Breaker
+    daemon: Daemon
+    run: asyncio.Task[object]
+
+    async def drain(self, *, within_s: float = LONG_S) -> None:
+        """Ask to stop, and wait for the daemon's end."""
+        self.stop.request("test", within_s=within_s)
+        async with asyncio.timeout(PATIENCE_S):
+            await self.run
+
+
+async def _in_order() -> None:
+    """A probe that finds everything in order."""
+
+
+@asynccontextmanager
+async def working(
+    messages: Sequence[Message],
+    *,
+    slots: int = 4,
+    job_timeout_s: float = LONG_S,
+    probe: Callable[[], Awaitable[None]] = _in_order,
+    does: Mapping[str, Callable[[], Awaitable[object]]] | None = None,
+) -> AsyncIterator[Site]:
+    """Run a daemon over these messages. Whatever the test does, it has ended afterwards and holds no job."""
+    queue, pipeline, stop = FakeQueue(*messages), FakePipeline(does or {}), Stop()
+    leases, breaker = Leases(queue, VISIBILITY_S), Breaker(probe)
+    leases._tick_s = 0.001
+    daemon = Daemon(
+        queue=queue,
+        leases=leases,
+        breaker=breaker,
+        pipeline=pipeline,
+        stop=stop,
+        slots=slots,
+        wait_time_s=1,
+        visibility_timeout_s=VISIBILITY_S,
+        job_timeout_s=job_timeout_s,
+    )
+    async with beside(daemon.run(), leases.run(), breaker.run()) as [run, _, _]:
+        yield Site(queue, pipeline, stop, breaker, daemon, run)
+    assert pipeline.running == 0
+    assert not leases._held
+
+
+async def _for_ever() -> None:
+    await asyncio.Event().wait()
+
+
+async def test_a_job_done_is_deleted() -> None:
+    async with working([message("a")]) as site:
+        await until(lambda: site.queue.calls)
+        await site.drain()
+    assert site.queue.calls == [("delete", "a", None)]
+    assert site.daemon.tally == {"job_succeeded": 1}
+
+
+@pytest.mark.parametrize(
+    ("error", "call"),
+    [
+        (PermanentError("undecodable", "no audio in it"), "dead_letter"),
+        (TransientError("InternalError", "500"), "release"),
+        (DependencyError("AccessDenied", "no"), "release"),
+        (WorkerLostError("child_died", "exit code -9"), "release"),
+        (ZeroDivisionError("a bug"), "release"),
+    ],
+    ids=lambda value: getattr(value, "failure", None) or str(value),
+)
+async def test_the_class_of_a_failure_decides(error: Exception, call: str) -> None:
+    async with working([message("a", receive_count=2)], does={"a": raises(error)}) as site:
+        await until(lambda: site.queue.calls)
+        await site.drain()
+    [(called, name, detail)] = site.queue.calls
+    assert (called, name) == (call, "a")
+    if call == "dead_letter":
+        assert detail == "undecodable"
+        assert site.daemon.tally == {"job_failed": 1}
+    else:
+        assert isinstance(detail, int)
+        assert 1 <= detail <= 1 + 2 * 10  # the second receive
+        assert site.daemon.tally == {"job_retried": 1}
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (PermanentError("undecodable", "no audio in it"), "undecodable"),
+        (TransientError("InternalError", "500"), "InternalError"),
+        (DependencyError("AccessDenied", "no"), "AccessDenied"),
+        (WorkerLostError("child_died", "exit code -9"), "child_died"),
+        (ZeroDivisionError("a bug"), "crashed"),
+    ],
+    ids=lambda value: getattr(value, "failure", None) or str(value),
+)
+async def test_the_last_receive_goes_to_the_dead_letter_queue_with_its_reason(error: Exception, code: str) -> None:
+    async with working([message("a", receive_count=5)], does={"a": raises(error)}) as site:
+        await until(lambda: site.queue.calls)
+        await site.drain()
+    assert site.queue.calls == [("dead_letter", "a", code)]
+
+
+async def test_a_job_that_takes_too_long_is_retried_for_that_reason() -> None:
+    async with working([message("a", receive_count=5)], job_timeout_s=0.01, does={"a": _for_ever}) as site:
+        await until(lambda: site.queue.calls)
+        await site.drain()
+    assert site.queue.calls == [("dead_letter", "a", "job_timeout")]
+
+
+async def test_a_timeout_inside_a_job_is_not_told_as_the_jobs_own() -> None:
+    async with working([message("a", receive_count=5)], does={"a": raises(TimeoutError("of a socket"))}) as site:
+        await until(lambda: site.queue.calls)
+        await site.drain()
+    assert site.queue.calls == [("dead_letter", "a", "crashed")]
+
+
+async def test_a_failure_costs_its_own_job_alone() -> None:
+    names = ["good-1", "bug", "bad", "good-2"]
+    does = {"bug": raises(ZeroDivisionError()), "bad": raises(PermanentError("invalid_job", "no"))}
+    async with working([message(name) for name in names], does=does) as site:
+        await until(lambda: len(site.queue.calls) == 4)
+        await site.drain()
+    by_name = {name: call for call, name, _ in site.queue.calls}
+    assert by_name == {"good-1": "delete", "bug": "release", "bad": "dead_letter", "good-2": "delete"}
+
+
+async def test_no_more_is_received_than_slots_are_free() -> None:
+    names = [f"m{n}" for n in range(30)]
+    go = asyncio.Event()
+    slots = 13
+    async with working([message(name) for name in names], slots=slots, does=dict.fromkeys(names, go.wait)) as site:
+        await until(lambda: site.pipeline.running == slots)
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert len(site.queue.waiting) == len(names) - slots
+        assert site.queue.asked == [13, 3]
+        go.set()
+        await until(lambda: len(site.queue.calls) == len(names))
+        await site.drain()
+    assert site.pipeline.most_running == slots
+    assert max(site.queue.asked) == slots
+
+
+async def test_a_slot_that_comes_free_is_filled_while_others_are_busy() -> None:
+    async with working([message("long"), message("a"), message("b")], slots=2, does={"long": _for_ever}) as site:
+        await until(lambda: site.pipeline.started == ["long", "a", "b"])
+        await site.drain(within_s=0)
+
+
+@pytest.mark.parametrize("lead", range(-12, 20))
+async def test_a_job_that_ends_as_the_drain_begins_disturbs_nothing(lead: int) -> None:
+    """Whichever is first, and by however many turns of the loop."""
+    go = asyncio.Event()
+    async with working([message("a")], slots=1, does={"a": go.wait}) as site:
+        await until(lambda: site.pipeline.running)
+        if lead >= 0:
+            go.set()
+        else:
+            site.stop.request("test", within_s=LONG_S)
+        for _ in range(abs(lead)):
+            await asyncio.sleep(0)
+        go.set()
+        await site.drain()
+    assert site.queue.calls == [("delete", "a", None)]
+
+
+async def test_the_drain_lets_jobs_finish_and_starts_none() -> None:
+    go = asyncio.Event()
+    async with working([message("a"), message("b")], slots=1, does={"a": go.wait}) as site:
+        await until(lambda: site.pipeline.running)
+        site.stop.request("test", within_s=LONG_S)
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert not site.run.done()
+        go.set()
+        await site.drain()
+    assert site.queue.calls == [("delete", "a", None)]
+    assert site.pipeline.started == ["a"]
+
+
+async def test_what_is_unfinished_at_the_deadline_is_released_for_anybody_at_once() -> None:
+    names = ["a", "b", "c"]
+    async with working([message(n) for n in names], does=dict.fromkeys(names, _for_ever)) as site:
+        await until(lambda: site.pipeline.running == 3)
+        await site.drain(within_s=0.005)
+    assert sorted(site.queue.calls) == [("release", name, 0) for name in names]
+    assert site.daemon.tally == {"job_released": 3}
+
+
+async def test_a_poll_under_way_is_let_end_and_what_it_brings_is_released() -> None:
+    async with working([]) as site:
+        site.queue.gate = asyncio.Event()
+        await until(lambda: site.queue.polling)
+        polls = len(site.queue.asked)
+        site.stop.request("test", within_s=LONG_S)
+        site.queue.waiting = [message("a"), message("b")]
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert not site.run.done()
+        site.queue.gate.set()
+        await site.drain()
+    assert site.queue.calls == [("release", "a", 0), ("release", "b", 0)]
+    assert len(site.queue.asked) == polls
+    assert site.pipeline.started == []
+
+
+async def test_a_poll_that_outlasts_the_deadline_is_given_up() -> None:
+    async with working([]) as site:
+        site.queue.gate = asyncio.Event()
+        await until(lambda: site.queue.polling)
+        await site.drain(within_s=0.005)
+
+
+async def test_cancelled_it_releases_what_it_holds() -> None:
+    async with working([message("a")], does={"a": _for_ever}) as site:
+        await until(lambda: site.pipeline.running)
+        site.run.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await site.run
+    assert site.queue.calls == [("release", "a", 0)]
+
+
+async def test_a_delete_that_fails_is_no_failure_of_the_job() -> None:
+    for error in (TransientError("InternalError", "500"), LeaseLostError("gone")):
+        async with working([message("a")]) as site:
+            site.queue.settle_error = error
+            await until(lambda: site.queue.calls)
+            await site.drain()
+        assert site.queue.calls == [("delete", "a", None)]
+        assert site.daemon.tally == {"job_succeeded": 1}
+
+
+async def test_a_release_that_fails_stops_neither_the_drain_nor_the_others() -> None:
+    async with working([message("a"), message("b")], does={"a": _for_ever, "b": _for_ever}) as site:
+        site.queue.settle_error = TransientError("InternalError", "500")
+        await until(lambda: site.pipeline.running == 2)
+        await site.drain(within_s=0)
+    assert sorted(site.queue.calls) == [("release", "a", 0), ("release", "b", 0)]
+
+
+async def test_a_lost_lease_abandons_the_job_quietly() -> None:
+    async with working([], does={"a": _for_ever}) as site:
+        site.queue.beat_codes["a"] = "MessageNotInflight"
+        site.queue.waiting = [message("a", age_s=VISIBILITY_S / 2)]
+        await until(lambda: site.daemon.tally["job_lease_lost"])
+        await site.drain()
+    assert site.queue.calls == []
+
+
+async def test_a_lost_lease_costs_its_own_job_alone() -> None:
+    go = asyncio.Event()
+    async with working([], does={"a": _for_ever, "b": go.wait}) as site:
+        site.queue.beat_codes["a"] = "ReceiptHandleIsInvalid"
+        site.queue.waiting = [message(name, age_s=VISIBILITY_S / 2) for name in ("a", "b")]
+        await until(lambda: site.daemon.tally["job_lease_lost"])
+        go.set()
+        await until(lambda: site.queue.calls)
+        await site.drain()
+    assert site.queue.calls == [("delete", "b", None)]
+
+
+async def test_no_heartbeat_follows_the_settling_of_a_message() -> None:
+    async with working([], does={"a": raises(TransientError("any", "thing"))}) as site:
+        site.queue.beat_gate = asyncio.Event()
+        go = asyncio.Event()
+        site.pipeline.does["a"] = go.wait
+        site.queue.waiting = [message("a", age_s=VISIBILITY_S / 2)]
+        await until(lambda: site.queue.beaten("a"))
+        go.set()
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert site.queue.calls == []  # the beat that is under way would hide the message again
+        site.queue.beat_gate.set()
+        await until(lambda: site.queue.calls)
+        await site.drain()
+    assert site.queue.beaten("a") == 1
+
+
+class Outage:
+    """A probe that fails until it is over."""
+
+    def __init__(self) -> None:
+        self.over = False
+        self.probes = 0
+
+    async def __call__(self) -> None:
+        self.probes += 1
+        if not self.over:
+            raise DependencyError("AccessDenied", "still no")
+
+
+async def test_while_a_service_refuses_everyone_nothing_is_received() -> None:
+    outage = Outage()
+    refused = raises(DependencyError("AccessDenied", "no"))
+    async with working([message("a"), message("b")], slots=1, probe=outage, does={"a": refused}) as site:
+        await until(lambda: outage.probes >= 3)
+        assert site.queue.asked == [1]
+        assert [name for _, name, _ in site.queue.calls] == ["a"]
+        outage.over = True
+        await until(lambda: ("delete", "b", None) in site.queue.calls)
+        await site.drain()
+
+
+async def test_a_queue_that_is_out_of_reach_opens_the_breaker() -> None:
+    outage = Outage()
+    async with working([], probe=outage) as site:
+        site.queue.receive_errors = [DependencyError(UNREACHABLE, "no route")]
+        await until(lambda: outage.probes >= 3)
+        polls = len(site.queue.asked)
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert len(site.queue.asked) == polls
+        outage.over = True
+        await until(lambda: len(site.queue.asked) > polls)
+        await site.drain()
+
+
+async def test_a_failed_receive_is_followed_by_another() -> None:
+    async with working([message("a")]) as site:
+        site.queue.receive_errors = [TransientError("InternalError", "500")] * 2
+        await until(lambda: site.queue.calls)
+        await site.drain()
+    assert site.queue.calls == [("delete", "a", None)]
+
+
+async def test_it_stops_behind_an_open_breaker() -> None:
+    async with working([], probe=Outage()) as site:
+        site.breaker.trip(DependencyError("AccessDenied", "no"))
+        await until(lambda: len(site.queue.asked) <= 1)
+        await site.drain()
+
+
+async def test_a_bug_in_receiving_ends_the_daemon_after_its_jobs() -> None:
+    async with working([message("a")], slots=2) as site:
+        go = asyncio.Event()
+        site.pipeline.does["a"] = go.wait
+        await until(lambda: site.pipeline.running)
+        site.queue.receive_errors = [ZeroDivisionError("a bug")]
+        await until(lambda: not site.queue.receive_errors)
+        go.set()
+        with pytest.raises(ZeroDivisionError):
+            await site.run
+    assert site.queue.calls == [("delete", "a", None)]
+
+
+class TestStopWhenEmpty:
+    """Of `worker --once`."""
+
+    @pytest.mark.parametrize(
+        "busy",
+        [
+            Depth(visible=1, in_flight=0, delayed=0),
+            Depth(visible=0, in_flight=1, delayed=0),
+            Depth(visible=0, in_flight=0, delayed=1),
+        ],
+        ids=["waiting", "in flight", "comes back later"],
+    )
+    async def test_it_asks_to_stop_when_nothing_is_left_twice_in_a_row(self, busy: Depth) -> None:
+        queue, stop = FakeQueue(), Stop()
+        queue.depths = [busy, EMPTY, busy, EMPTY, EMPTY]
+        async with asyncio.timeout(PATIENCE_S):
+            await stop_when_empty(queue, stop, drain_timeout_s=LONG_S)
+        assert queue.looks == 5
+        assert stop.signal is not None
+        assert stop.signal.reason == "queue_empty"
+
+    async def test_it_does_not_go_on_asking_while_the_worker_drains(self) -> None:
+        queue, stop = FakeQueue(), Stop()
+        queue.depths = [Depth(visible=0, in_flight=1, delayed=0)]
+        stop.request("SIGTERM", within_s=LONG_S)
+        async with asyncio.timeout(PATIENCE_S):
+            await stop_when_empty(queue, stop, drain_timeout_s=LONG_S)
+        assert queue.looks <= 1
+
+    async def test_a_queue_that_does_not_answer_is_asked_again(self) -> None:
+        queue, stop = FakeQueue(), Stop()
+        error: JobError = DependencyError(UNREACHABLE, "no route")
+        queue.depths = [EMPTY, error, EMPTY, error, EMPTY, EMPTY]
+        async with asyncio.timeout(PATIENCE_S):
+            await stop_when_empty(queue, stop, drain_timeout_s=LONG_S)
+        assert queue.looks == 6
