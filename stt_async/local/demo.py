@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from stt_async.errors import SettingsError, SttError
+from stt_async.errors import SttError
 from stt_async.local.files import LocalRecording, find_recordings
 from stt_async.local.inspection import problems
 from stt_async.local.loopback import s3_client, sqs_client
@@ -78,8 +78,6 @@ async def demonstration(directory: Path | None, out_dir: Path) -> AsyncIterator[
     """
     with _samples() if directory is None else nullcontext(directory) as folder:
         recordings = find_recordings([folder])
-        if not recordings:
-            raise SettingsError(f"there is no recording in {folder}")
         out = out_dir.resolve()
         async with local_services(out / "servers", visibility_timeout_s=VISIBILITY_TIMEOUT_S) as services:
             owner = services.owner

@@ -2,14 +2,16 @@
 
 import asyncio
 import shutil
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from stt_async.errors import JobError, SettingsError
+from pydantic import ValidationError
+
+from stt_async.errors import JobError, PermanentError, SettingsError, TransientError
 from stt_async.job import AUDIO_SUFFIXES, SplitJob, split_job_id
 from stt_async.manifest import MANIFEST_NAME, Manifest, build, decode, encode, settles
 from stt_async.params import SplitParams
@@ -53,11 +55,11 @@ class LocalResult:
         }
 
 
-def find_recordings(paths: Iterable[Path]) -> list[LocalRecording]:
+def find_recordings(paths: Sequence[Path]) -> list[LocalRecording]:
     """Take files as they are, and from folders all that look like recordings.
 
     Raises:
-        SettingsError: a path is not there, or two recordings would get the same output folder.
+        SettingsError: a path is not there, there is no recording, or two would get the same output folder.
     """
     found: list[LocalRecording] = []
     for path in paths:
@@ -68,6 +70,8 @@ def find_recordings(paths: Iterable[Path]) -> list[LocalRecording]:
             found.append(LocalRecording(path, path.name))
         else:
             raise SettingsError(f"{path} is not there")
+    if not found:
+        raise SettingsError(f"there is no recording in {', '.join(map(str, paths))}")
     owners: dict[str, Path] = {}
     for recording in found:
         other = owners.setdefault(recording.name, recording.file)
@@ -115,20 +119,29 @@ async def _split_one(recording: LocalRecording, out: Path, pool: Pool, settings:
             shutil.rmtree(partial, ignore_errors=True)
     except JobError as error:
         return LocalResult(recording, None, error, skipped=False)
+    except OSError as error:
+        return LocalResult(recording, None, TransientError("file_error", str(error)), skipped=False)
     return LocalResult(recording, manifest, None, skipped=False)
 
 
 def _job(recording: LocalRecording, params: SplitParams) -> SplitJob:
     facts = recording.file.stat()
-    return SplitJob(
-        job_id=split_job_id(BUCKET, recording.name, params),
-        source_bucket=BUCKET,
-        source_key=recording.name,
-        source_size=facts.st_size,
-        source_etag=f"{facts.st_size}-{facts.st_mtime_ns}",
-        output_bucket=BUCKET,
-        output_prefix=recording.name,
-    )
+    try:
+        return SplitJob(
+            job_id=split_job_id(BUCKET, recording.name, params),
+            source_bucket=BUCKET,
+            source_key=recording.name,
+            source_size=facts.st_size,
+            source_etag=f"{facts.st_size}-{facts.st_mtime_ns}",
+            output_bucket=BUCKET,
+            output_prefix=recording.name,
+        )
+    except ValidationError as error:
+        raise PermanentError("unusable_name", f"its name cannot be used: it {_reason(error)}") from error
+
+
+def _reason(error: ValidationError) -> str:
+    return error.errors()[0]["msg"].removeprefix("Value error, ")
 
 
 def _standing(folder: Path) -> Manifest | None:

@@ -1,0 +1,169 @@
+"""The split command: recordings on disk to segments on disk, without any service."""
+
+import hashlib
+import io
+import shutil
+import signal
+import sys
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+import soundfile
+
+from stt_async.local.process import ChildProcess, plain_environment
+from tests.support.commands import Finished, run_command
+from tests.support.recordings import ROOT
+from tests.support.waiting import wait_until
+
+_FACTS = {"file", "name", "status", "skipped", "duration_s", "segments", "speech_s", "code", "error"}
+
+
+async def _split(*arguments: str | Path) -> Finished:
+    """Run it with no setting at all."""
+    return await run_command("split", *map(str, arguments), environment={})
+
+
+def _manifest(folder: Path) -> Any:
+    return orjson.loads((folder / "metadata.json").read_bytes())
+
+
+@pytest.mark.parametrize("layout", ["objects", "tar"])
+async def test_files_and_folders_become_folders_of_segments(
+    tmp_path: Path, samples: list[Path], speech: Path, layout: str
+) -> None:
+    folder, out = tmp_path / "in" / "ལྷ་ས", tmp_path / "out"
+    folder.mkdir(parents=True)
+    for file in samples:
+        if file.name in {"wind.ogg", "two-voices.m4a"}:
+            shutil.copy(file, folder)
+    (folder / "notes.txt").write_text("not a recording")
+    finished = await _split(speech, folder.parent, "--out", out, "--layout", layout, "--format", "wav", "--json")
+    assert finished.returncode == 0, finished.stderr
+    facts = {each["name"]: each for each in finished.lines()}
+    assert facts.keys() == {"telephone.wav", "ལྷ་ས/wind.ogg", "ལྷ་ས/two-voices.m4a"}
+    for name, each in facts.items():
+        assert each.keys() == _FACTS
+        assert (each["status"], each["skipped"], each["error"]) == ("ok", False, None)
+        manifest = _manifest(out / name)
+        assert (each["segments"], each["speech_s"]) == (manifest["total_segments"], manifest["speech_s"])
+        assert manifest["format"] == "wav"
+        _verify(out / name, manifest)
+
+
+async def test_a_broken_file_is_one_clear_line_and_the_rest_goes_on(tmp_path: Path, samples: list[Path]) -> None:
+    finished = await _split(samples[0].parent, "--out", tmp_path)
+    assert finished.returncode == 4
+    (line,) = finished.stderr.splitlines()
+    assert line.startswith(str(samples[0].parent / "not-a-recording.mp3"))
+    assert "not of any audio format" in line
+    assert "failed: not_audio" in finished.stdout
+    done = {file.parent.name for file in tmp_path.rglob("metadata.json")}
+    assert done == {file.name for file in samples} - {"not-a-recording.mp3"}
+    assert {folder.name for folder in tmp_path.iterdir()} == done
+
+    again = await _split(samples[0].parent, "--out", tmp_path, "--json")
+    assert again.returncode == 4
+    assert {each["name"] for each in again.lines() if each["skipped"]} == done
+
+
+async def test_what_is_done_is_skipped_until_parameters_change(tmp_path: Path, speech: Path) -> None:
+    recording, out = tmp_path / "a.wav", tmp_path / "out"
+    shutil.copy(speech, recording)
+    written = await _processed_at(recording, out)
+    assert await _processed_at(recording, out) == written
+    assert await _processed_at(recording, out, "--format", "wav") > written
+    assert {file.suffix for file in (out / "a.wav").iterdir()} == {".wav", ".json"}
+
+
+async def _processed_at(recording: Path, out: Path, *options: str) -> str:
+    finished = await _split(recording, "--out", out, *options)
+    assert finished.returncode == 0, finished.stderr
+    return str(_manifest(out / recording.name)["processed_at"])
+
+
+async def test_what_cannot_be_used_costs_its_own_file_alone(tmp_path: Path, speech: Path) -> None:
+    folder, out = tmp_path / "in", tmp_path / "out"
+    (folder / "failures").mkdir(parents=True)
+    expected = {
+        "line\nbreak.wav": "unusable_name",
+        "failures/reserved.wav": "unusable_name",
+        "in-the-way.wav": "file_error",
+        "good.wav": None,
+    }
+    for name in expected:
+        shutil.copy(speech, folder / name)
+    out.mkdir()
+    (out / "in-the-way.wav").write_text("a file where the folder has to be")
+    finished = await _split(folder, "--out", out, "--json")
+    assert finished.returncode == 4
+    assert {each["name"]: each["code"] for each in finished.lines()} == expected
+    assert all(each["error"] for each in finished.lines() if each["code"])
+    assert "Traceback" not in finished.stderr
+    assert _manifest(out / "good.wav")["status"] == "ok"
+
+
+async def test_nothing_to_split_is_a_sentence_and_exit_2(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for missing in ("nowhere", "empty"):
+        finished = await _split(tmp_path / missing, "--out", tmp_path / "out")
+        assert finished.returncode == 2
+        assert missing in finished.stderr
+        assert "Traceback" not in finished.stderr
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGKILL], ids=lambda signum: signum.name)
+async def test_interrupted_it_leaves_nothing_half_done_after_the_next_run(
+    tmp_path: Path, an_hour: Path, speech: Path, signum: signal.Signals
+) -> None:
+    out = tmp_path / "out"
+    command: list[str | Path] = [
+        sys.executable,
+        "-m",
+        "stt_async",
+        "split",
+        an_hour,
+        speech,
+        "--out",
+        out,
+        "--processes",
+        "2",
+    ]
+    async with ChildProcess(
+        command, environment=plain_environment(), log=tmp_path / "split.log", directory=ROOT
+    ) as process:
+        await wait_until((out / ".an-hour.wav.partial").is_dir, what="the long recording to be begun")
+        await wait_until((out / "telephone.wav").is_dir, what="the short recording to be done")
+        process.signal(signum)
+        code = await process.wait()
+        await wait_until(lambda: not process.group(), what="its pool processes to end")
+    assert code == (130 if signum == signal.SIGINT else -signum), process.log_tail()
+    assert not (out / an_hour.name).exists()
+    if signum == signal.SIGINT:
+        assert {folder.name for folder in out.iterdir()} == {speech.name}
+        assert "Traceback" not in process.log_tail()
+
+    finished = await _split(an_hour, speech, "--out", out, "--json")
+    assert finished.returncode == 0, finished.stderr
+    assert {each["name"]: each["skipped"] for each in finished.lines()} == {an_hour.name: False, speech.name: True}
+    assert {folder.name for folder in out.iterdir()} == {an_hour.name, speech.name}
+    assert _manifest(out / an_hour.name)["recording"]["truncated"] is False
+
+
+def _verify(folder: Path, manifest: Any) -> None:
+    archive = manifest["archive"]
+    segments = manifest["segments"]
+    names = [segment["filename"] for segment in segments] if archive is None else [archive["filename"]]
+    assert {file.name for file in folder.iterdir()} == {*names, "metadata.json"}
+    if archive is None:
+        contents = {name: (folder / name).read_bytes() for name in names}
+    else:
+        with tarfile.open(folder / archive["filename"]) as tar:
+            tar.extractall(folder.parent / "members", filter="data")
+        contents = {each["filename"]: (folder.parent / "members" / each["filename"]).read_bytes() for each in segments}
+    for segment in segments:
+        data = contents[segment["filename"]]
+        assert (len(data), hashlib.sha256(data).hexdigest()) == (segment["bytes"], segment["sha256"])
+        assert soundfile.info(io.BytesIO(data)).frames == segment["end_sample"] - segment["start_sample"]
