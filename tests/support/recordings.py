@@ -45,9 +45,9 @@ def five_minutes(speech: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 @pytest.fixture(scope="session")
-def two_hours(speech: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Speech for some two hours: to split it takes seconds."""
-    return _joined(speech, tmp_path_factory.mktemp("recordings") / "two-hours.wav", times=340)
+def an_hour(speech: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Speech for an hour: to split it takes seconds."""
+    return _joined(speech, tmp_path_factory.mktemp("recordings") / "an-hour.wav", times=170)
 
 
 def _joined(recording: Path, to: Path, *, times: int) -> Path:

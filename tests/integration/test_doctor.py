@@ -1,0 +1,80 @@
+"""The doctor: one line for each thing a worker needs; what is out of order says what to do."""
+
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from stt_async.local.loopback import HOST
+from tests.support.commands import run_command
+from tests.support.site import Site
+
+
+def _environment(site: Site, tmp_path: Path) -> dict[str, str]:
+    return site.environment() | {"STT_SCRATCH_DIR": str(tmp_path / "scratch")}
+
+
+async def test_all_in_order_exits_0_and_leaves_nothing(site: Site, speech: Path, tmp_path: Path) -> None:
+    await site.put_recordings([speech])
+    finished = await run_command("doctor", environment=_environment(site, tmp_path))
+    assert finished.returncode == 0, finished.stdout
+    lines = finished.stdout.splitlines()
+    assert len(lines) == 7
+    assert [line for line in lines if not line.startswith("ok ")] == []
+    assert await site.objects() == {}
+    assert await site.open_uploads() == []
+    assert not list((tmp_path / "scratch").iterdir())
+
+
+@dataclass(frozen=True)
+class _Broken:
+    """Something out of order: what makes it so, the line that has to fail, and a word that has to stand in it."""
+
+    variables: Callable[[Site, str], dict[str, str]]
+    line: str
+    word: str
+
+
+_WRONG_MINIO_KEY = _Broken(lambda _, __: {"STT_MINIO_SECRET_KEY": "wrong"}, "source", "SignatureDoesNotMatch")
+_WRONG_AWS_KEY = _Broken(lambda _, __: {"AWS_SECRET_ACCESS_KEY": "wrong"}, "output", "SignatureDoesNotMatch")
+_NO_SOURCE_BUCKET = _Broken(lambda _, __: {"STT_SOURCE_BUCKET": "source-missing"}, "source", "NoSuchBucket")
+_NO_OUTPUT_BUCKET = _Broken(lambda _, __: {"STT_OUTPUT_BUCKET": "output-missing"}, "output", "NoSuchBucket")
+_DEAD_MINIO = _Broken(lambda _, dead: {"STT_MINIO_ENDPOINT": dead}, "source", "out of reach")
+_DEAD_S3 = _Broken(lambda _, dead: {"AWS_ENDPOINT_URL_S3": f"http://{dead}"}, "output", "out of reach")
+_NO_QUEUE = _Broken(lambda _, __: {"STT_SPLIT_QUEUE": "missing"}, "queue", "NonExistentQueue")
+_NO_REDRIVE = _Broken(
+    lambda site, _: {"STT_SPLIT_QUEUE": site.services.queues.dead_letter_name}, "queue", "maxReceiveCount of 5"
+)
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        pytest.param([_WRONG_MINIO_KEY, _NO_OUTPUT_BUCKET], id="wrong MinIO key, no output bucket"),
+        pytest.param([_NO_SOURCE_BUCKET, _NO_REDRIVE], id="no source bucket, no redrive policy"),
+        pytest.param([_WRONG_AWS_KEY, _NO_QUEUE], id="wrong AWS key, no queue"),
+        pytest.param([_DEAD_MINIO], id="dead MinIO"),
+        pytest.param([_DEAD_S3], id="dead S3"),
+    ],
+)
+async def test_what_is_out_of_order_exits_3_and_says_what_to_do(
+    site: Site, tmp_path: Path, broken: list[_Broken]
+) -> None:
+    environment = _environment(site, tmp_path)
+    with socket.socket() as held:  # bound and not listening: whoever connects is refused
+        held.bind((HOST, 0))
+        for each in broken:
+            environment |= each.variables(site, f"{HOST}:{held.getsockname()[1]}")
+        finished = await run_command("doctor", environment=environment)
+    assert finished.returncode == 3
+    lines = finished.stdout.splitlines()
+    assert len(lines) == 7
+    failed = {line.split()[1].rstrip(":"): line for line in lines if line.startswith("FAILED")}
+    for each in broken:
+        assert each.word in failed[each.line]
+    # Nothing else fails with it, but for the dead-letter queue of a queue that is not there.
+    assert failed.keys() - {"its"} == {each.line for each in broken}
+    assert ("its" in failed) == ("queue" in failed)
+    assert "Traceback" not in finished.stdout + finished.stderr
