@@ -25,6 +25,9 @@ AUDIO_SUFFIXES = frozenset(
 )
 """What counts as a recording when a bucket or a folder is listed; whether it is one shows when it is decoded."""
 
+MAX_REASON_CHARACTERS = 1000
+"""A body of 64 KB can be wrong in thousands of places; log lines and message attributes end somewhere."""
+
 RESERVED_PREFIXES = ("releases/", "failures/")
 """Of the output bucket: what the fleet keeps there for itself."""
 
@@ -59,11 +62,13 @@ def _output_prefix(prefix: str) -> str:
 
 def _small(metadata: dict[str, Any]) -> dict[str, Any]:
     try:
-        size = len(orjson.dumps(metadata))
+        written = orjson.dumps(metadata)
     except orjson.JSONEncodeError as error:
         raise ValueError(f"cannot be written back as JSON: {error}") from error
-    if size > MAX_METADATA_BYTES:
-        raise ValueError(f"has {size} bytes; {MAX_METADATA_BYTES} is the most")
+    if len(written) > MAX_METADATA_BYTES:
+        raise ValueError(f"has {len(written)} bytes; {MAX_METADATA_BYTES} is the most")
+    if orjson.loads(written) != metadata:  # 1e999 is a JSON number, and is read as one that JSON has not: infinity
+        raise ValueError("holds a value that would not come back from JSON as it is")
     return metadata
 
 
@@ -139,7 +144,8 @@ def parse_split_job(body: str, *, output_bucket: str, source_buckets: Iterable[s
     try:
         job = SplitJob.model_validate(data)
     except ValidationError as error:
-        raise PermanentError("invalid_job", "; ".join(_sentence(e) for e in error.errors())) from error
+        reasons = "; ".join(_sentence(e) for e in error.errors())
+        raise PermanentError("invalid_job", reasons[:MAX_REASON_CHARACTERS]) from error
     if job.output_bucket != output_bucket:
         raise PermanentError(
             "invalid_job", f"output_bucket: is {job.output_bucket!r}; this worker writes to {output_bucket!r} alone"
