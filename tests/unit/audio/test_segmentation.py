@@ -27,10 +27,10 @@ def _plan(probabilities: Probabilities, params: SplitParams = PARAMS) -> Plan:
 
 levels = st.one_of(st.sampled_from([0.0, 0.1, 0.2, 0.29, 0.3, 0.6, 0.99, 1.0]), st.floats(0, 1, width=32))
 stretches = st.lists(st.tuples(st.integers(1, 400), levels), min_size=1, max_size=30)
+thresholds = st.tuples(st.floats(0.02, 0.9), st.floats(0.02, 0.9)).map(sorted)
 params_of_all_kinds = st.builds(
-    SplitParams,
-    threshold=st.floats(0.1, 0.9),
-    neg_threshold=st.floats(0.0, 0.9),
+    lambda levels, **others: SplitParams(neg_threshold=levels[0], threshold=levels[1], **others),
+    thresholds,
     min_speech_duration_ms=st.integers(0, 1_000),
     min_silence_duration_ms=st.integers(0, 2_000),
     speech_pad_ms=st.integers(0, 1_000),
