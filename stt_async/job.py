@@ -112,10 +112,17 @@ class SplitJob(BaseModel):
         return f"{self.source_bucket}/{self.source_key}"
 
     def params(self, defaults: SplitParams) -> SplitParams:
-        """Return the parameters of this job: the settings', with its own `max_duration` if it has one."""
+        """Return the parameters of this job: the settings', with its own `max_duration` if it has one.
+
+        Raises:
+            PermanentError: `invalid_job`, they contradict each other.
+        """
         if self.max_duration is None:
             return defaults
-        return replace(defaults, max_speech_duration_s=self.max_duration)
+        try:
+            return replace(defaults, max_speech_duration_s=self.max_duration)
+        except ValueError as error:
+            raise PermanentError("invalid_job", f"max_duration: {error}") from error
 
     def body(self) -> str:
         """Return the message body, in the flat form."""

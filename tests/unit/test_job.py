@@ -304,3 +304,9 @@ def test_its_own_max_duration_counts_more_than_the_settings() -> None:
     assert parsed(without("max_duration")).params(defaults) == defaults
     assert parsed(flat(max_duration=30)).params(defaults) == SplitParams(max_speech_duration_s=30.0, threshold=0.7)
     assert parsed(flat(max_duration=20)).params(defaults).digest() == defaults.digest()
+
+
+def test_a_max_duration_that_contradicts_the_settings_is_refused() -> None:
+    with pytest.raises(PermanentError, match="max_duration") as caught:
+        parsed(flat(max_duration=2)).params(SplitParams(min_segment_duration_s=5.0))
+    assert caught.value.code == "invalid_job"
