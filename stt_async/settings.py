@@ -180,5 +180,6 @@ def variable(path: tuple[int | str, ...]) -> str:
 
 def _sentence(error: Any) -> str:
     if error["type"] == "value_error":  # of ours: a sentence that names what it is about
-        return str(error["msg"]).removeprefix("Value error, ")
+        group = f"{variable(error['loc'])}_*: " if error["loc"] else ""
+        return group + str(error["msg"]).removeprefix("Value error, ")
     return f"{variable(error['loc'])}: {error['msg']} (it is {error['input']!r})"

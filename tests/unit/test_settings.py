@@ -1,0 +1,211 @@
+"""Settings: the names of the variables, what wins over what, and what is refused."""
+
+import os
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from stt_async.errors import SettingsError
+from stt_async.params import SplitLimits, SplitParams, VadParams
+from stt_async.settings import Settings, load, usable_vcpus, variable
+
+pytestmark = pytest.mark.usefixtures("bare_environment")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "field", "expected"),
+    [
+        ("STT_MINIO_ENDPOINT", "localhost:9000", "minio_endpoint", "localhost:9000"),
+        ("STT_MINIO_SECURE", "false", "minio_secure", False),
+        ("STT_SOURCE_BUCKET", "a", "source_bucket", "a"),
+        ("STT_OUTPUT_BUCKET", "b", "output_bucket", "b"),
+        ("STT_SPLIT_QUEUE", "https://sqs/1/q", "split_queue", "https://sqs/1/q"),
+        ("STT_SCRATCH_DIR", "/scratch", "scratch_dir", Path("/scratch")),
+        ("STT_SCRATCH_MAX_BYTES", "1000", "scratch_max_bytes", 1000),
+        ("STT_PROCESSES", "3", "processes", 3),
+        ("STT_DOWNLOADS", "5", "downloads", 5),
+        ("STT_UPLOADS", "6", "uploads", 6),
+        ("STT_SLOTS", "700", "slots", 700),
+        ("STT_VISIBILITY_TIMEOUT_S", "60", "visibility_timeout_s", 60),
+        ("STT_DRAIN_TIMEOUT_S", "12.5", "drain_timeout_s", 12.5),
+        ("STT_WAIT_TIME_S", "1", "wait_time_s", 1),
+        ("STT_FORMAT", "wav", "format", "wav"),
+        ("STT_LAYOUT", "tar", "layout", "tar"),
+        ("AWS_REGION", "eu-central-1", "aws_region", "eu-central-1"),
+        ("AWS_DEFAULT_REGION", "eu-west-1", "aws_region", "eu-west-1"),
+    ],
+)
+def test_each_setting_has_its_variable(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, field: str, expected: object
+) -> None:
+    assert getattr(load(), field) != expected
+    monkeypatch.setenv(name, value)
+    assert getattr(load(), field) == expected
+
+
+@pytest.mark.parametrize("field", [field.name for field in fields(VadParams)])
+def test_each_parameter_of_the_vad_has_its_variable(monkeypatch: pytest.MonkeyPatch, field: str) -> None:
+    value = getattr(VadParams(), field) * 2
+    monkeypatch.setenv(f"STT_VAD_{field.upper()}", str(value))
+    assert load().vad == VadParams(**{field: value})
+
+
+@pytest.mark.parametrize("field", [field.name for field in fields(SplitLimits)])
+def test_each_limit_has_its_variable(monkeypatch: pytest.MonkeyPatch, field: str) -> None:
+    monkeypatch.setenv(f"STT_LIMITS_{field.upper()}", "77")
+    assert load().limits == SplitLimits(**{field: 77})
+
+
+def test_the_parameters_of_a_split_come_from_the_vad_and_the_format(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load().split_params == SplitParams()
+    monkeypatch.setenv("STT_VAD_THRESHOLD", "0.5")
+    monkeypatch.setenv("STT_FORMAT", "wav")
+    assert load().split_params == SplitParams(threshold=0.5, format="wav")
+
+
+def test_a_whole_number_is_the_same_parameter(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STT_VAD_MAX_SPEECH_DURATION_S", "30")
+    assert load().split_params.digest() == SplitParams().digest()
+
+
+def test_an_empty_variable_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STT_PROCESSES", "")
+    assert load().processes == usable_vcpus() == len(os.sched_getaffinity(0))
+
+
+def test_the_environment_wins_over_the_env_file_and_an_option_over_both(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    env_file = tmp_path / "stt.env"
+    env_file.write_text("STT_PROCESSES=2\nSTT_DOWNLOADS=2\nexport STT_UPLOADS='2'\nSTT_VAD_THRESHOLD=0.2\n")
+    monkeypatch.setenv("STT_PROCESSES", "3")
+    monkeypatch.setenv("STT_DOWNLOADS", "3")
+    ours = load(env_file, processes=4, downloads=None, uploads=None)
+    assert (ours.processes, ours.downloads, ours.uploads, ours.vad.threshold) == (4, 3, 2, 0.2)
+
+
+def test_an_env_file_that_is_not_there_is_said(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"nowhere\.env is not there"):
+        load(tmp_path / "nowhere.env")
+
+
+def test_buckets_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STT_SOURCE_BUCKET", "audio")
+    monkeypatch.setenv("STT_ALLOWED_SOURCE_BUCKETS", " one, two ,,")
+    assert load().source_buckets == {"audio", "one", "two"}
+
+
+def test_secrets_never_show(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STT_MINIO_ACCESS_KEY", "canary-access")
+    monkeypatch.setenv("STT_MINIO_SECRET_KEY", "canary-secret")
+    ours = load()
+    assert ours.minio_access_key.get_secret_value() == "canary-access"
+    assert ours.minio_secret_key.get_secret_value() == "canary-secret"
+    assert "canary" not in f"{ours!r} {ours} {ours.model_dump()} {ours.model_dump_json()}"
+
+
+def test_secrets_never_show_in_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STT_MINIO_SECRET_KEY", "canary-secret")
+    monkeypatch.setenv("STT_MINIO_ENDPOINT", "https://minio")
+    monkeypatch.setenv("STT_SLOTS", "many")
+    with pytest.raises(SettingsError) as caught:
+        load()
+    assert "canary" not in str(caught.value)
+    monkeypatch.delenv("STT_SLOTS")
+    with pytest.raises(SettingsError) as caught:
+        load()
+    assert "canary" not in str(caught.value)
+
+
+def test_settings_are_frozen() -> None:
+    with pytest.raises(ValidationError):
+        load().processes = 7  # type: ignore[misc]  # what a test of being frozen has to try
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("STT_PROCESSES", "0"),
+        ("STT_PROCESSES", "many"),
+        ("STT_DOWNLOADS", "0"),
+        ("STT_UPLOADS", "-1"),
+        ("STT_SLOTS", "0"),
+        ("STT_WAIT_TIME_S", "21"),
+        ("STT_VISIBILITY_TIMEOUT_S", "2"),
+        ("STT_VISIBILITY_TIMEOUT_S", "43201"),
+        ("STT_JOB_TIMEOUT_S", "43200"),
+        ("STT_MULTIPART_CHUNKSIZE_BYTES", "1000"),
+        ("STT_MINIO_SECURE", "perhaps"),
+        ("STT_FORMAT", "mp3"),
+        ("STT_LAYOUT", "zip"),
+        ("STT_VAD_THRESHOLD", "loud"),
+        ("STT_LIMITS_MAX_CHANNELS", "1.5"),
+    ],
+)
+def test_a_value_that_will_not_do_is_told_with_its_variable(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(SettingsError) as caught:
+        load()
+    [sentence] = str(caught.value).splitlines()
+    assert sentence.startswith(f"{name}: ")
+    assert value in sentence
+
+
+def test_all_that_will_not_do_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STT_PROCESSES", "0")
+    monkeypatch.setenv("STT_FORMAT", "mp3")
+    with pytest.raises(SettingsError) as caught:
+        load()
+    assert {line.split(":")[0] for line in str(caught.value).splitlines()} == {"STT_PROCESSES", "STT_FORMAT"}
+
+
+def test_an_option_that_will_not_do_is_told_with_its_variable() -> None:
+    with pytest.raises(SettingsError, match=r"^STT_PROCESSES: "):
+        load(processes=0)
+
+
+def test_parameters_that_contradict_each_other_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STT_VAD_THRESHOLD", "0.1")
+    with pytest.raises(SettingsError, match=r"^STT_VAD_\*: .*neg_threshold <= threshold"):
+        load()
+
+
+@pytest.mark.parametrize("endpoint", ["https://s3.monlam.ai", "http://localhost:9000"])
+def test_the_endpoint_is_a_host_without_a_scheme(monkeypatch: pytest.MonkeyPatch, endpoint: str) -> None:
+    monkeypatch.setenv("STT_MINIO_ENDPOINT", endpoint)
+    with pytest.raises(SettingsError, match=r"(?s)STT_MINIO_ENDPOINT.*STT_MINIO_SECURE"):
+        load()
+
+
+def test_there_is_a_slot_for_each_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STT_PROCESSES", "4")
+    monkeypatch.setenv("STT_SLOTS", "3")
+    with pytest.raises(SettingsError, match="STT_SLOTS is 3"):
+        load()
+    monkeypatch.setenv("STT_SLOTS", "4")
+    assert load().job_slots == 4
+
+
+def test_slots_leave_room_for_downloads_unless_given() -> None:
+    assert load(processes=2, downloads=5).job_slots == 9
+
+
+def test_two_heartbeats_may_fail() -> None:
+    assert load(visibility_timeout_s=300).heartbeat_interval_s == 100
+
+
+@pytest.mark.parametrize("name", Settings.model_fields)
+def test_every_setting_is_described(name: str) -> None:
+    assert Settings.model_fields[name].description
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [(("processes",), "STT_PROCESSES"), (("vad", "threshold"), "STT_VAD_THRESHOLD"), (("AWS_REGION",), "AWS_REGION")],
+)
+def test_a_path_has_its_variable(path: tuple[str, ...], name: str) -> None:
+    assert variable(path) == name
