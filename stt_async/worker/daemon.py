@@ -3,7 +3,8 @@
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import structlog
@@ -24,6 +25,9 @@ SETTLE_TIMEOUT_S = 10.0
 
 AFTER_FAILED_RECEIVE_S = 2.0
 LOOK_INTERVAL_S = 1.0
+TICK_S = 5.0
+"""Longest wait of the daemon's own loop without a sign that it is alive."""
+
 EMPTY_TWICE = 2
 
 
@@ -32,6 +36,23 @@ class Pipeline(Protocol):
 
     async def run(self, body: str) -> Outcome:
         """Do the job, or raise a JobError."""
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A job under way."""
+
+    message: Message
+    started_s: float
+
+
+def _unknown(body: str) -> float | None:
+    del body
+    return None
+
+
+async def _stay(empty_s: float) -> None:
+    del empty_s
 
 
 class Daemon:
@@ -47,6 +68,8 @@ class Daemon:
         wait_time_s: Long poll.
         visibility_timeout_s: Of what is received.
         job_timeout_s: A job that takes longer is retried.
+        seconds_needed: How long the job of a message body takes from its receive to its end; None: unknown.
+        when_empty: Called between two polls, with nothing held: for so many seconds of polling no message has come.
     """
 
     def __init__(
@@ -61,6 +84,8 @@ class Daemon:
         wait_time_s: int,
         visibility_timeout_s: int,
         job_timeout_s: float,
+        seconds_needed: Callable[[str], float | None] = _unknown,
+        when_empty: Callable[[float], Awaitable[None]] = _stay,
     ) -> None:
         self._queue = queue
         self._leases = leases
@@ -71,8 +96,13 @@ class Daemon:
         self._wait_time_s = wait_time_s
         self._visibility_timeout_s = visibility_timeout_s
         self._job_timeout_s = job_timeout_s
-        self._running: set[asyncio.Task[None]] = set()
+        self._seconds_needed = seconds_needed
+        self._when_empty = when_empty
+        self._empty_s = 0.0
+        self._running: dict[asyncio.Task[None], Running] = {}
         self._slot_freed = asyncio.Event()
+        self.ticked_s = time.monotonic()
+        """When the loop of this daemon last showed that it is alive (monotonic clock)."""
         self.tally: Counter[str] = Counter()
         """Jobs by how they ended: the events of their log lines."""
 
@@ -89,17 +119,50 @@ class Daemon:
             await to_the_end(self._drain())
             _log.info("worker_stopped", **self.tally)
 
+    async def triage(self) -> None:
+        """Once asked to stop, release at once what cannot be done by the deadline; run beside `run`, until cancelled.
+
+        What is not known to take too long may try, and is released at the deadline.
+        """
+        await self._stop.wait()
+        released: set[asyncio.Task[None]] = set()
+        while True:
+            for task, job in self._running.items():
+                if task not in released and self._is_hopeless(job):
+                    released.add(task)
+                    task.cancel()
+            await asyncio.sleep(LOOK_INTERVAL_S)
+
+    def _is_hopeless(self, job: Running) -> bool:
+        needed_s = self._seconds_needed(job.message.body)
+        if needed_s is None or self._stop.signal is None:
+            return False
+        return job.started_s + needed_s > self._stop.signal.deadline_s
+
+    @property
+    def oldest_job_s(self) -> float | None:
+        """When the oldest of the running jobs started (monotonic clock)."""
+        return min((job.started_s for job in self._running.values()), default=None)
+
+    @property
+    def held(self) -> int:
+        """Jobs under way."""
+        return len(self._running)
+
     async def _free_slots(self) -> int:
         """Wait for a free slot behind a closed breaker, and return how many are free; 0 once asked to stop."""
         while not self._stop.requested:
+            self.ticked_s = time.monotonic()
             free = self._slots - len(self._running)
             if free and self._breaker.closed.is_set():
                 return free
             self._slot_freed.clear()
-            await first_of((self._breaker.closed if free else self._slot_freed).wait(), self._stop.wait())
+            changed = self._breaker.closed if free else self._slot_freed
+            await first_of(changed.wait(), self._stop.wait(), asyncio.sleep(TICK_S))
         return 0
 
     async def _receive(self, free: int) -> None:
+        asked_s, busy = time.monotonic(), bool(self._running)
         poll = asyncio.create_task(
             self._queue.receive(
                 most=free, wait_time_s=self._wait_time_s, visibility_timeout_s=self._visibility_timeout_s
@@ -116,6 +179,7 @@ class Daemon:
         try:
             messages = poll.result()
         except JobError as error:
+            self._empty_s = 0.0
             _log.warning("receive_failed", code=error.code, error=error.message)
             if isinstance(error, DependencyError):
                 self._breaker.trip(error)
@@ -123,23 +187,31 @@ class Daemon:
             return
         if self._stop.requested:
             await together(self._release(message) for message in messages)
-        else:
+        elif messages or busy:
+            self._empty_s = 0.0
             for message in messages:
                 self._start(message)
+        else:
+            self._empty_s += time.monotonic() - asked_s
+            await self._when_empty(self._empty_s)
 
     def _start(self, message: Message) -> None:
         task = asyncio.create_task(self._see_through(message), name=f"job-{message.message_id}")
-        self._running.add(task)
+        self._running[task] = Running(message, time.monotonic())
         task.add_done_callback(self._ended)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
-        self._running.discard(task)
+        self._running.pop(task)
         self._slot_freed.set()
 
     async def _drain(self) -> None:
         if self._running:
             _log.info("worker_draining", jobs=len(self._running))
-            await first_of(asyncio.wait(list(self._running)), self._stop.wait_deadline())
+            deadline = asyncio.create_task(self._stop.wait_deadline())
+            while self._running and not deadline.done():
+                self.ticked_s = time.monotonic()
+                await first_of(asyncio.wait(list(self._running)), asyncio.wait({deadline}), asyncio.sleep(TICK_S))
+            deadline.cancel()
         for task in self._running:
             task.cancel()
         if self._running:

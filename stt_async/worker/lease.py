@@ -52,6 +52,8 @@ class Leases:
         self._margin_s = visibility_timeout_s / 10
         self._held: set[Lease] = set()
         self._beating = asyncio.Lock()
+        self.ticked_s = time.monotonic()
+        """When the ticker last ticked (monotonic clock)."""
 
     @asynccontextmanager
     async def hold(self, message: Message) -> AsyncIterator[Lease]:
@@ -84,7 +86,7 @@ class Leases:
         """Beat until cancelled."""
         while True:
             await asyncio.sleep(self._tick_s)
-            now_s = time.monotonic()
+            self.ticked_s = now_s = time.monotonic()
             due = [lease for lease in self._held if lease.lost is None and now_s >= lease.due_s]
             for start in range(0, len(due), BATCH):
                 async with self._beating:

@@ -18,6 +18,7 @@ from stt_async.services.sink import Sink
 from stt_async.services.source import Source
 from stt_async.tasks import together
 from stt_async.worker.pool import Pool
+from stt_async.worker.rates import Rates
 from stt_async.worker.scratch import Scratch
 
 
@@ -41,6 +42,15 @@ class SplitPipeline:
     limits: SplitLimits
     output_bucket: str
     source_buckets: frozenset[str]
+    rates: Rates = field(default_factory=Rates)
+
+    def seconds_needed(self, body: str) -> float | None:
+        """Return how long the job of a message takes, from what the jobs before it took; None: unknown."""
+        try:
+            job = parse_split_job(body, output_bucket=self.output_bucket, source_buckets=self.source_buckets)
+        except PermanentError:
+            return None
+        return self.rates.seconds_needed(job.source_key, job.source_size)
 
     async def run(self, body: str) -> Outcome:
         """Do the job of a message. When this returns, its manifest is durable and the message may be deleted.
@@ -48,6 +58,7 @@ class SplitPipeline:
         Raises:
             JobError: its class tells what becomes of the message.
         """
+        started_s = time.monotonic()
         job = parse_split_job(body, output_bucket=self.output_bucket, source_buckets=self.source_buckets)
         structlog.contextvars.bind_contextvars(job_id=job.job_id, recording=job.recording)
         params = job.params(self.params)
@@ -72,6 +83,12 @@ class SplitPipeline:
                 winner = await self.sink.commit(manifest, replaces=standing[1] if standing else None)
         if winner is not manifest and not settles(winner, job, params, source_etag=etag):
             raise _conflict(winner, job)
+        self.rates.add(
+            job.source_key,
+            source_bytes=manifest.recording.source_bytes,
+            busy_s=times.busy_s,
+            waited_s=time.monotonic() - started_s - times.busy_s,
+        )
         return Outcome("job_succeeded", _facts(manifest) | {"stages": times.spans})
 
 
@@ -84,6 +101,11 @@ class StageTimes:
     def add(self, name: str, started_s: float, ended_s: float) -> None:
         """Record a stage."""
         self.spans[name] = (round(started_s, 3), round(ended_s, 3))
+
+    @property
+    def busy_s(self) -> float:
+        """The time of all stages together; the rest of a job's time it waited for its turn."""
+        return sum(ended_s - started_s for started_s, ended_s in self.spans.values())
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
