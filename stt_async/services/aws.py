@@ -5,6 +5,7 @@ from contextlib import AbstractAsyncContextManager, contextmanager
 from typing import TYPE_CHECKING
 
 import aioboto3
+import aiohttp
 from aiobotocore.config import AioConfig
 from botocore.exceptions import (
     BotoCoreError,
@@ -33,9 +34,16 @@ REFUSED = frozenset(
         "AllAccessDisabled",
         "AuthFailure",
         "ExpiredToken",
+        "ExpiredTokenException",
+        "IncompleteSignature",
         "InvalidAccessKeyId",
         "InvalidClientTokenId",
+        "InvalidSignatureException",
         "InvalidToken",
+        "MissingAuthenticationToken",
+        "NotAuthorized",
+        "OptInRequired",
+        "RequestExpired",
         "RequestTimeTooSkewed",
         "SignatureDoesNotMatch",
         "UnrecognizedClientException",
@@ -86,7 +94,7 @@ def translated(service: str) -> Iterator[None]:
         raise DependencyError("no_credentials", f"{service}: no usable AWS credentials ({error})") from error
     except (EndpointConnectionError, ConnectTimeoutError, ProxyConnectionError, SSLError) as error:
         raise DependencyError(UNREACHABLE, f"{service} is out of reach: {error}") from error
-    except (BotoCoreError, OSError) as error:
+    except (BotoCoreError, aiohttp.ClientError, OSError) as error:  # aiohttp's: of a body that breaks off
         raise TransientError("connection_broken", f"{service}: {str(error) or type(error).__name__}") from error
 
 

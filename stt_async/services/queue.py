@@ -128,7 +128,7 @@ class JobQueue:
         reason = {
             "failure": error.failure,
             "code": error.code,
-            "reason": _attribute(error.message),
+            "reason": error.message,
             "receive_count": str(message.receive_count),
             "message_id": message.message_id,
         }
@@ -194,7 +194,7 @@ class JobQueue:
                 QueueUrl=self.dead_letter_url,
                 MessageBody=body,
                 MessageAttributes={
-                    name: {"DataType": "String", "StringValue": value} for name, value in reason.items()
+                    name: {"DataType": "String", "StringValue": _attribute(value)} for name, value in reason.items()
                 },
             )
 
