@@ -19,7 +19,12 @@ def problems(folder: Path, manifest: Manifest) -> Iterator[str]:
         if after.start_sample < before.end_sample:
             yield f"{after.filename} begins before {before.filename} ends"
     for segment in manifest.segments:
-        yield from _segment_problems(_read(folder, manifest, segment), manifest, segment)
+        try:
+            data = _read(folder, manifest, segment)
+        except FileNotFoundError as error:
+            yield f"{segment.filename} is not there: {error}"
+        else:
+            yield from _segment_problems(data, manifest, segment)
 
 
 def _read(folder: Path, manifest: Manifest, segment: Segment) -> bytes:
