@@ -12,6 +12,8 @@ pytest_plugins = [
     "tests.support.site",
     "tests.support.commands",
     "tests.support.proxy",
+    "tests.support.imds",
+    "tests.support.autoscaling",
 ]
 
 _UNIT = Path(__file__).parent / "unit"

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import AbstractAsyncContextManager, contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import aioboto3
 import aiohttp
@@ -65,6 +65,11 @@ def s3_client(settings: Settings) -> "AbstractAsyncContextManager[S3Client]":
 def sqs_client(settings: Settings) -> "AbstractAsyncContextManager[SQSClient]":
     """Return an SQS client. Its read timeout leaves a long poll its 20 s."""
     return _session(settings).client("sqs", config=_config(32))
+
+
+def autoscaling_client(settings: Settings) -> AbstractAsyncContextManager[Any]:
+    """Return an Auto Scaling client."""
+    return _session(settings).client("autoscaling", config=_config(4))
 
 
 def _session(settings: Settings) -> aioboto3.Session:

@@ -3,22 +3,34 @@
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Coroutine
+from contextlib import AsyncExitStack
 from typing import Any
 
+from stt_async.services.autoscaling import open_group
 from stt_async.services.connections import Connections, connect
+from stt_async.services.imds import open_imds
 from stt_async.services.queue import JobQueue
 from stt_async.settings import Settings
 from stt_async.worker.breaker import Breaker
 from stt_async.worker.daemon import Daemon, stop_when_empty
+from stt_async.worker.interruption import Interruptions
+from stt_async.worker.lag import watch_lag
 from stt_async.worker.lease import Leases
+from stt_async.worker.membership import Hooks, Membership
 from stt_async.worker.pipeline import SplitPipeline
 from stt_async.worker.pool import open_pool
 from stt_async.worker.preflight import require
 from stt_async.worker.scratch import open_scratch
 from stt_async.worker.stop import Stop, on_signals
+from stt_async.worker.watchdog import Side, Watchdog, notify
 
 Watch = Callable[[JobQueue, Stop], Coroutine[Any, Any, None]]
 """Something that runs beside the daemon and may ask it to stop."""
+
+
+PATIENCE_S = 90.0
+"""With each side of the worker, before the watchdog takes it for stuck: a long poll of 20 s whose answer is late and
+heartbeats to a queue that times out stay below it."""
 
 
 async def work_until_empty(settings: Settings) -> Counter[str]:
@@ -31,7 +43,7 @@ async def work_until_empty(settings: Settings) -> Counter[str]:
 
 
 async def work(settings: Settings, *watches: Watch) -> Counter[str]:
-    """Run the worker until a signal or one of `watches` stops it.
+    """Run the worker until a signal, its instance's end or one of `watches` stops it.
 
     Returns:
         How many jobs ended how, by the events of their log lines.
@@ -41,25 +53,50 @@ async def work(settings: Settings, *watches: Watch) -> Counter[str]:
     """
     stop = Stop()
     with on_signals(stop, drain_timeout_s=settings.drain_timeout_s):
-        async with connect(settings) as services:
-            await require(services, settings)
-            with open_scratch(settings.scratch_dir, settings.scratch_max_bytes) as scratch:
-                async with open_pool(settings) as pool:
-                    pipeline = SplitPipeline(
-                        source=services.source,
-                        sink=services.sink,
-                        pool=pool,
-                        scratch=scratch,
-                        params=settings.split_params,
-                        limits=settings.limits,
-                        output_bucket=settings.output_bucket,
-                        source_buckets=settings.source_buckets,
-                    )
-                    return await _run(settings, services, pipeline, stop, watches)
+        async with open_imds(settings) as imds, open_group(settings, imds) as group:
+            membership = Membership(
+                group,
+                Hooks(launch=settings.launch_hook, termination=settings.termination_hook),
+                stop,
+                idle_timeout_s=settings.idle_timeout_s,
+                drain_timeout_s=settings.drain_timeout_s,
+            )
+            async with AsyncExitStack() as stack:
+                async with membership.joining():
+                    services = await stack.enter_async_context(connect(settings))
+                    await require(services, settings)
+                    scratch = stack.enter_context(open_scratch(settings.scratch_dir, settings.scratch_max_bytes))
+                    pool = await stack.enter_async_context(open_pool(settings))
+                notify(settings.notify_socket, "READY=1")
+                pipeline = SplitPipeline(
+                    source=services.source,
+                    sink=services.sink,
+                    pool=pool,
+                    scratch=scratch,
+                    params=settings.split_params,
+                    limits=settings.limits,
+                    output_bucket=settings.output_bucket,
+                    source_buckets=settings.source_buckets,
+                )
+                if imds is not None:
+                    interruptions = Interruptions(imds, stop, membership, drain_timeout_s=settings.drain_timeout_s)
+                    await interruptions.look()
+                    watches += (lambda _queue, _stop: interruptions.run(),)
+                tally = await _run(
+                    settings, services, pipeline=pipeline, stop=stop, membership=membership, watches=watches
+                )
+            await membership.leave()
+            return tally
 
 
 async def _run(
-    settings: Settings, services: Connections, pipeline: SplitPipeline, stop: Stop, watches: tuple[Watch, ...]
+    settings: Settings,
+    services: Connections,
+    *,
+    pipeline: SplitPipeline,
+    stop: Stop,
+    membership: Membership,
+    watches: tuple[Watch, ...],
 ) -> Counter[str]:
     queue = await services.queue()
     leases = Leases(queue.on(services.heartbeat_sqs), settings.visibility_timeout_s)
@@ -74,12 +111,38 @@ async def _run(
         wait_time_s=settings.wait_time_s,
         visibility_timeout_s=settings.visibility_timeout_s,
         job_timeout_s=settings.job_timeout_s,
+        seconds_needed=pipeline.seconds_needed,
+        when_empty=membership.leave_when_idle,
     )
+    watchdog = _watchdog(settings, daemon, leases)
     async with asyncio.TaskGroup() as group:
         # A side task that dies takes the daemon with it, which releases what it holds: never silently alone.
-        beside = [group.create_task(leases.run(), name="heartbeats"), group.create_task(breaker.run(), name="breaker")]
+        beside = [
+            group.create_task(leases.run(), name="heartbeats"),
+            group.create_task(breaker.run(), name="breaker"),
+            group.create_task(daemon.triage(), name="triage"),
+            group.create_task(membership.run(), name="lifecycle-heartbeats"),
+            group.create_task(watchdog.run(), name="watchdog"),
+            group.create_task(watchdog.announce(stop), name="announce-stop"),
+            group.create_task(watch_lag(), name="loop-lag"),
+        ]
         beside += [group.create_task(watch(queue, stop), name="watch") for watch in watches]
         await daemon.run()
         for task in beside:
             task.cancel()
     return daemon.tally
+
+
+def _watchdog(settings: Settings, daemon: Daemon, leases: Leases) -> Watchdog:
+    # A job is ended by its own timeout; one that outlives that by minutes cannot be cancelled any more.
+    sides = (
+        Side("polls", lambda: daemon.ticked_s, PATIENCE_S),
+        Side("heartbeats", lambda: leases.ticked_s, PATIENCE_S),
+        Side("jobs", lambda: daemon.oldest_job_s, settings.job_timeout_s + PATIENCE_S),
+    )
+    return Watchdog(
+        settings.notify_socket,
+        settings.watchdog_usec / 1e6,
+        sides,
+        lambda: f"{daemon.held} jobs held, {daemon.tally.total()} ended",
+    )

@@ -1,0 +1,73 @@
+"""EC2 Auto Scaling: what an instance says to the group it belongs to."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any, Literal, Protocol
+
+from stt_async.services.aws import autoscaling_client, translated
+from stt_async.services.imds import Imds
+from stt_async.settings import Settings
+
+Result = Literal["CONTINUE", "ABANDON"]
+
+NO_ACTION = "ValidationError"
+"""Error code when there is no lifecycle action to complete: not yet, not any more, or the hook is not there."""
+
+
+class AutoScalingClient(Protocol):
+    """The calls that we make of botocore's client."""
+
+    async def complete_lifecycle_action(self, **arguments: Any) -> Any:
+        """https://docs.aws.amazon.com/autoscaling/ec2/APIReference/API_CompleteLifecycleAction.html ."""
+
+    async def record_lifecycle_action_heartbeat(self, **arguments: Any) -> Any:
+        """https://docs.aws.amazon.com/autoscaling/ec2/APIReference/API_RecordLifecycleActionHeartbeat.html ."""
+
+    async def terminate_instance_in_auto_scaling_group(self, **arguments: Any) -> Any:
+        """https://docs.aws.amazon.com/autoscaling/ec2/APIReference/API_TerminateInstanceInAutoScalingGroup.html ."""
+
+
+class Group:
+    """The group of this instance. Every method raises the failure classes of `errors`; none tries again."""
+
+    def __init__(self, client: AutoScalingClient, imds: Imds, name: str) -> None:
+        self._client = client
+        self._imds = imds
+        self._name = name
+
+    async def complete(self, hook: str, result: Result) -> None:
+        """End the wait of a lifecycle hook."""
+        arguments = await self._action(hook)
+        with translated(f"Auto Scaling (hook {hook})"):
+            await self._client.complete_lifecycle_action(**arguments, LifecycleActionResult=result)
+
+    async def heartbeat(self, hook: str) -> None:
+        """Begin the wait of a lifecycle hook anew."""
+        arguments = await self._action(hook)
+        with translated(f"Auto Scaling (hook {hook})"):
+            await self._client.record_lifecycle_action_heartbeat(**arguments)
+
+    async def terminate_this_instance(self) -> None:
+        """End this instance, and have the group want one less."""
+        instance_id = await self._imds.instance_id()
+        with translated("Auto Scaling"):
+            await self._client.terminate_instance_in_auto_scaling_group(
+                InstanceId=instance_id, ShouldDecrementDesiredCapacity=True
+            )
+
+    async def _action(self, hook: str) -> dict[str, str]:
+        return {
+            "AutoScalingGroupName": self._name,
+            "LifecycleHookName": hook,
+            "InstanceId": await self._imds.instance_id(),
+        }
+
+
+@asynccontextmanager
+async def open_group(settings: Settings, imds: Imds | None) -> AsyncIterator[Group | None]:
+    """Return the group that the settings name; None off EC2 and outside of a group."""
+    if imds is None or not settings.autoscaling_group:
+        yield None
+        return
+    async with autoscaling_client(settings) as client:
+        yield Group(client, imds, settings.autoscaling_group)

@@ -1,0 +1,39 @@
+"""How late the event loop is: what blocks it delays heartbeats, notices and transfers alike."""
+
+import asyncio
+import time
+
+import structlog
+
+_log = structlog.get_logger()
+
+TICK_S = 0.25
+THRESHOLD_S = 1.0
+TELL_INTERVAL_S = 60.0
+
+
+class LagMeter:
+    """The longest lag since it was last told of; at most once a minute, and only above the threshold."""
+
+    def __init__(self) -> None:
+        self._max_s = 0.0
+        self._next_s = 0.0
+
+    def note(self, lag_s: float, now_s: float) -> float | None:
+        """Take a measurement; return the maximum when it is time to tell of it."""
+        self._max_s = max(self._max_s, lag_s)
+        if self._max_s < THRESHOLD_S or now_s < self._next_s:
+            return None
+        told, self._max_s, self._next_s = self._max_s, 0.0, now_s + TELL_INTERVAL_S
+        return told
+
+
+async def watch_lag() -> None:
+    """Compare when we wake with when we should, until cancelled."""
+    meter = LagMeter()
+    while True:
+        due_s = time.monotonic() + TICK_S
+        await asyncio.sleep(TICK_S)
+        now_s = time.monotonic()
+        if (max_s := meter.note(now_s - due_s, now_s)) is not None:
+            _log.warning("loop_lagged", max_s=round(max_s, 3))

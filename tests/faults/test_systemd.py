@@ -1,0 +1,104 @@
+"""What systemd hears of a real worker: scenario F11's second half, and the order of start and stop."""
+
+import asyncio
+import signal
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.support.commands import StartWorker, Worker
+from tests.support.proxy import OpenProxy
+from tests.support.site import Site
+from tests.support.waiting import wait_until
+
+WATCHDOG_S = 2.0
+
+
+class Systemd:
+    """The end of the notify socket at which systemd listens."""
+
+    def __init__(self, address: Path) -> None:
+        self.address = address
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        self.socket.bind(str(address))
+        self._lines: list[str] = []
+
+    def environment(self) -> dict[str, str]:
+        return {"NOTIFY_SOCKET": str(self.address), "WATCHDOG_USEC": str(int(WATCHDOG_S * 1e6))}
+
+    def lines(self) -> list[str]:
+        """All that was heard so far."""
+        while True:
+            try:
+                self._lines += self.socket.recv(4096).decode().split("\n")
+            except BlockingIOError:
+                return self._lines
+
+    async def hears(self, line: str, *, count: int = 1) -> None:
+        await wait_until(lambda: self.lines().count(line) >= count, what=f"{count} x {line} from the worker")
+
+    def signs_of_life(self) -> int:
+        return self.lines().count("WATCHDOG=1")
+
+
+@pytest.fixture
+def systemd(tmp_path: Path) -> Iterator[Systemd]:
+    listening = Systemd(tmp_path / "notify")
+    yield listening
+    listening.socket.close()
+
+
+async def test_ready_comes_after_preflight_and_stopping_with_the_stop(
+    site: Site, open_proxy: OpenProxy, start_worker: StartWorker, systemd: Systemd
+) -> None:
+    source = await open_proxy(site.services.servers.objects.url)
+    source.hold("down", after=0)
+    worker = await start_worker(site, STT_MINIO_ENDPOINT=source.endpoint, **systemd.environment())
+    await source.holding.wait()
+    assert systemd.lines() == []
+    source.release()
+    await systemd.hears("READY=1")
+    await systemd.hears("WATCHDOG=1", count=2)
+    assert "STOPPING=1" not in systemd.lines()
+    assert any(line.startswith("STATUS=0 jobs held") for line in systemd.lines())
+    worker.signal(signal.SIGTERM)
+    assert await worker.wait() == 0
+    assert systemd.lines()[0] == "READY=1"
+    assert "STOPPING=1" in systemd.lines()
+    assert any(line.startswith("EXTEND_TIMEOUT_USEC=") for line in systemd.lines())
+
+
+async def test_a_worker_that_fails_preflight_is_never_ready(
+    site: Site, start_worker: StartWorker, systemd: Systemd
+) -> None:
+    worker = await start_worker(site, STT_OUTPUT_BUCKET="never-made", **systemd.environment())
+    assert await worker.wait() == 3
+    assert systemd.lines() == []
+
+
+async def test_a_frozen_worker_gives_no_sign_of_life_and_tells_of_it_later(
+    site: Site, start_worker: StartWorker, systemd: Systemd, speech: Path
+) -> None:
+    worker = await start_worker(site, **systemd.environment())
+    await systemd.hears("WATCHDOG=1")
+    worker.signal(signal.SIGSTOP)
+    await wait_until(lambda: _is_stopped(worker), what="the worker to stand still")
+    before = systemd.signs_of_life()
+    # What systemd does: it waits for its timeout. Then it would end this worker.
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(WATCHDOG_S):
+            await systemd.hears("WATCHDOG=1", count=before + 1)
+    worker.signal(signal.SIGCONT)
+    await systemd.hears("WATCHDOG=1", count=before + 2)
+    [lag] = await worker.wait_for("loop_lagged")
+    assert lag["max_s"] > WATCHDOG_S / 2
+    await site.put_recordings({"a.wav": speech})
+    await site.send(site.job("a.wav"))
+    await worker.wait_for("job_succeeded")
+
+
+def _is_stopped(worker: Worker) -> bool:
+    return bool(psutil.Process(worker.pid).status() == psutil.STATUS_STOPPED)
