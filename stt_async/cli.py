@@ -14,6 +14,7 @@ import uvloop
 from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
+from rich.text import Text
 
 from stt_async import logs, settings
 from stt_async.errors import JobError, SettingsError, SttError
@@ -82,7 +83,7 @@ def split(
             _print_json(result.facts())
     else:
         out.print(_split_table(results))
-        out.print(f"{out_dir}/ holds them", highlight=False)
+        out.print(f"{out_dir}/ holds them", markup=False, highlight=False)
     if any(result.error for result in results):
         raise typer.Exit(SOME_FAILED)
 
@@ -223,10 +224,10 @@ def _split_table(results: list[LocalResult]) -> Table:
     table = _results_table()
     for result in results:
         if result.error is not None:
-            table.add_row(result.recording.name, "", "", "", f"failed: {result.error.code}")
+            table.add_row(Text(result.recording.name), "", "", "", f"failed: {result.error.code}")
         elif result.manifest is not None:
             status = _status(result.manifest) + (", done before" if result.skipped else "")
-            table.add_row(result.recording.name, *_manifest_cells(result.manifest), status)
+            table.add_row(Text(result.recording.name), *_manifest_cells(result.manifest), status)
     return table
 
 
@@ -235,10 +236,10 @@ def _show_demonstration(shown: Demonstration) -> None:
     for account in shown.accounts:
         if account.manifest is None:
             reason = "lost" if account.dead_letter is None else f"dead-lettered: {account.dead_letter}"
-            table.add_row(account.name, "", "", "", reason)
+            table.add_row(Text(account.name), "", "", "", Text(reason))
         else:
             status = "; ".join(account.problems) or _status(account.manifest)
-            table.add_row(account.name, *_manifest_cells(account.manifest), status)
+            table.add_row(Text(account.name), *_manifest_cells(account.manifest), Text(status))
     out.print(table)
     settled = sum(account.settled for account in shown.accounts)
     out.print(
@@ -246,7 +247,9 @@ def _show_demonstration(shown: Demonstration) -> None:
         f"{shown.sent} jobs were sent; every segment was checked against its manifest",
         highlight=False,
     )
-    out.print(f"segments and metadata.json: {shown.segments}\nthe worker's log: {shown.log}", highlight=False)
+    out.print(
+        f"segments and metadata.json: {shown.segments}\nthe worker's log: {shown.log}", markup=False, highlight=False
+    )
 
 
 def _results_table() -> Table:

@@ -1,6 +1,9 @@
 """Logs: JSON lines on stderr, or lines for people where stderr is a terminal."""
 
+import json
 import sys
+from collections.abc import Callable
+from typing import Any
 
 import orjson
 import structlog
@@ -28,7 +31,7 @@ def configure(level: int) -> None:
             processors=[
                 *shared,
                 structlog.processors.format_exc_info,
-                structlog.processors.JSONRenderer(serializer=orjson.dumps),
+                structlog.processors.JSONRenderer(serializer=_dumps),
             ],
             wrapper_class=structlog.make_filtering_bound_logger(level),
             logger_factory=structlog.BytesLoggerFactory(sys.stderr.buffer),
@@ -41,3 +44,11 @@ def _time_and_event_first(
     """Order a line as people read it."""
     first = ("timestamp", "level", "event")
     return {name: event[name] for name in first} | {n: value for n, value in event.items() if n not in first}
+
+
+def _dumps(event: structlog.typing.EventDict, default: Callable[[Any], Any]) -> bytes:
+    """Write a line whatever it holds: a lone surrogate of a file's name or a huge number must not fail a job."""
+    try:
+        return orjson.dumps(event, default=default)
+    except orjson.JSONEncodeError:
+        return json.dumps(event, default=default, ensure_ascii=False).encode(errors="replace")
