@@ -10,6 +10,7 @@ from stt_async.services.aws import s3_client, sqs_client
 from stt_async.services.queue import JobQueue, open_queue
 from stt_async.services.sink import Sink
 from stt_async.services.source import Source, open_source
+from stt_async.services.trail import Trail
 from stt_async.settings import Settings
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ class Connections:
 
     source: Source
     sink: Sink
+    trail: Trail
     heartbeat_sqs: "SQSClient"
     """A client of its own: no poll stands in a heartbeat's way."""
     _sqs: "SQSClient"
@@ -54,4 +56,12 @@ async def connect(settings: Settings) -> AsyncIterator[Connections]:
             multipart_chunksize_bytes=settings.multipart_chunksize_bytes,
             retry=retry,
         )
-        yield Connections(source, sink, heartbeat_sqs, sqs, settings.split_queue, retry)
+        yield Connections(
+            source,
+            sink,
+            Trail(s3, bucket=settings.output_bucket, retry=retry),
+            heartbeat_sqs,
+            sqs,
+            settings.split_queue,
+            retry,
+        )

@@ -1,6 +1,7 @@
 """The worker put together: services, scratch, pool, leases, breaker, daemon; preflight before the first receive."""
 
 import asyncio
+import faulthandler
 from collections import Counter
 from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
@@ -51,6 +52,7 @@ async def work(settings: Settings, *watches: Watch) -> Counter[str]:
     Raises:
         JobError: preflight found a service out of order; nothing was received.
     """
+    faulthandler.enable()  # systemd's watchdog ends us by SIGABRT: leave a word of where we were stuck
     stop = Stop()
     with on_signals(stop, drain_timeout_s=settings.drain_timeout_s):
         async with open_imds(settings) as imds, open_group(settings, imds) as group:
@@ -72,6 +74,7 @@ async def work(settings: Settings, *watches: Watch) -> Counter[str]:
                     source=services.source,
                     sink=services.sink,
                     pool=pool,
+                    trail=services.trail,
                     scratch=scratch,
                     params=settings.split_params,
                     limits=settings.limits,

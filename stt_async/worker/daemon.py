@@ -14,7 +14,7 @@ from stt_async.retry import redelivery_delay_s
 from stt_async.services.queue import JobQueue, Message
 from stt_async.tasks import first_of, to_the_end, together
 from stt_async.worker.breaker import Breaker
-from stt_async.worker.lease import Leases
+from stt_async.worker.lease import Lease, Leases
 from stt_async.worker.pipeline import Outcome
 from stt_async.worker.stop import Stop
 
@@ -32,10 +32,10 @@ EMPTY_TWICE = 2
 
 
 class Pipeline(Protocol):
-    """What the daemon does with a message body."""
+    """What the daemon does with a message."""
 
-    async def run(self, body: str) -> Outcome:
-        """Do the job, or raise a JobError."""
+    async def run(self, lease: Lease) -> Outcome:
+        """Do the job of the message held, or raise a JobError."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,8 +222,8 @@ class Daemon:
         structlog.contextvars.bind_contextvars(message_id=message.message_id, receive_count=message.receive_count)
         started_s = time.monotonic()
         try:
-            async with self._leases.hold(message):
-                outcome = await self._do(message)
+            async with self._leases.hold(message) as lease:
+                outcome = await self._do(lease)
         except LeaseLostError as error:
             self._tell("job_lease_lost", error=str(error))
         except asyncio.CancelledError:
@@ -235,12 +235,12 @@ class Daemon:
             self._tell(outcome.event, seconds=round(time.monotonic() - started_s, 3), **outcome.facts)
             await to_the_end(self._settle(self._queue.delete(message)))
 
-    async def _do(self, message: Message) -> Outcome:
+    async def _do(self, lease: Lease) -> Outcome:
         limit = asyncio.timeout(self._job_timeout_s)
         try:
             async with limit:
-                return await self._pipeline.run(message.body)
-        except JobError:
+                return await self._pipeline.run(lease)
+        except (JobError, LeaseLostError):
             raise
         except Exception as error:  # the outermost: a bug costs its own job alone, and is told with its traceback
             if limit.expired():

@@ -27,7 +27,19 @@ class Lease:
     task: asyncio.Task[object]
     expires_s: float
     due_s: float
+    margin_s: float
     lost: str | None = None
+
+    def require(self) -> None:
+        """Make sure that the message is still ours, before what cannot be taken back.
+
+        Raises:
+            LeaseLostError: it is lost, or may be by the time that this is done.
+        """
+        if self.lost is None and self.expires_s - time.monotonic() < self.margin_s:
+            self.lost = "too little of its visibility timeout is left"
+        if self.lost is not None:
+            raise LeaseLostError(self.lost)
 
     def lose(self, why: str) -> None:
         """The message is no longer ours: cancel its job."""
@@ -69,6 +81,7 @@ class Leases:
             task,
             expires_s=message.received_at_s + self._visibility_timeout_s,
             due_s=message.received_at_s + self._interval_s,
+            margin_s=self._margin_s,
         )
         self._held.add(lease)
         try:

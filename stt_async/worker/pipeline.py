@@ -10,14 +10,16 @@ from typing import Any
 
 import structlog
 
-from stt_async.errors import PermanentError
+from stt_async.errors import PermanentError, WorkerLostError
 from stt_async.job import SplitJob, parse_split_job
 from stt_async.manifest import Manifest, build, settles
 from stt_async.params import SplitLimits, SplitParams
 from stt_async.services.sink import Sink
 from stt_async.services.source import Source
+from stt_async.services.trail import STARTED, Breadcrumb, Trail
 from stt_async.tasks import together
-from stt_async.worker.pool import Pool
+from stt_async.worker.lease import Lease
+from stt_async.worker.pool import Pool, Split
 from stt_async.worker.rates import Rates
 from stt_async.worker.scratch import Scratch
 
@@ -37,6 +39,7 @@ class SplitPipeline:
     source: Source
     sink: Sink
     pool: Pool
+    trail: Trail
     scratch: Scratch
     params: SplitParams
     limits: SplitLimits
@@ -52,14 +55,15 @@ class SplitPipeline:
             return None
         return self.rates.seconds_needed(job.source_key, job.source_size)
 
-    async def run(self, body: str) -> Outcome:
-        """Do the job of a message. When this returns, its manifest is durable and the message may be deleted.
+    async def run(self, lease: Lease) -> Outcome:
+        """Do the job of a message held. When this returns, its manifest is durable and the message may be deleted.
 
         Raises:
             JobError: its class tells what becomes of the message.
+            LeaseLostError: the message is another worker's now, so nothing was committed.
         """
         started_s = time.monotonic()
-        job = parse_split_job(body, output_bucket=self.output_bucket, source_buckets=self.source_buckets)
+        job = parse_split_job(lease.message.body, output_bucket=self.output_bucket, source_buckets=self.source_buckets)
         structlog.contextvars.bind_contextvars(job_id=job.job_id, recording=job.recording)
         params = job.params(self.params)
 
@@ -73,13 +77,14 @@ class SplitPipeline:
         async with self.scratch.room(job.source_size) as folder:
             with times.stage("fetch"):
                 etag = await self.source.fetch(job, folder / "source")
-            split = await self.pool.split(folder / "source", _made(folder / "out"), params, self.limits)
+            split = await self._split(folder, params, job.job_id, attempt=lease.message.receive_count)
             times.add("split", split.started_s, split.ended_s)
             manifest = build(job, split.result, params, source_etag=etag, processed_at=datetime.now(UTC))
             with times.stage("put"):
                 await together(
                     self.sink.put(folder / "out" / name, job.output_prefix + name) for name in manifest.object_names()
                 )
+                lease.require()
                 winner = await self.sink.commit(manifest, replaces=standing[1] if standing else None)
         if winner is not manifest and not settles(winner, job, params, source_etag=etag):
             raise _conflict(winner, job)
@@ -90,6 +95,20 @@ class SplitPipeline:
             waited_s=time.monotonic() - started_s - times.busy_s,
         )
         return Outcome("job_succeeded", _facts(manifest) | {"stages": times.spans})
+
+    async def _split(self, folder: Path, params: SplitParams, job_id: str, *, attempt: int) -> Split:
+        """Split in the pool; alone in it, when an earlier attempt ended without a word or lost its process."""
+        earlier: list[Breadcrumb] = []
+        if attempt > 1:
+            earlier = await self.trail.read(job_id)
+            await self.trail.leave(job_id, attempt, STARTED)
+        split = self.pool.split_alone if earlier else self.pool.split
+        try:
+            return await split(folder / "source", _made(folder / "out"), params, self.limits)
+        except WorkerLostError as error:
+            await self.trail.leave(job_id, attempt, error.code)
+            told = "".join(f"; {crumb}" for crumb in earlier)
+            raise WorkerLostError(error.code, f"{error.message}{told}") from error
 
 
 class StageTimes:

@@ -13,6 +13,7 @@ from stt_async.manifest import Manifest, Recording, Segment, SplitResult, build
 from stt_async.params import SplitParams
 from stt_async.retry import Retry
 from stt_async.services.queue import Depth, JobQueue, Message
+from stt_async.worker.lease import Lease
 from stt_async.worker.pipeline import Outcome
 
 PATIENCE_S = 5.0
@@ -136,7 +137,8 @@ class FakePipeline:
         self.running = 0
         self.most_running = 0
 
-    async def run(self, body: str) -> Outcome:
+    async def run(self, lease: Lease) -> Outcome:
+        body = lease.message.body
         self.started.append(body)
         self.running += 1
         self.most_running = max(self.most_running, self.running)

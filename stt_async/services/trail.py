@@ -1,0 +1,73 @@
+"""Breadcrumbs: what attempts at a job leave behind, below `failures/` in the output bucket, for the next one.
+
+A process that dies tells nobody why. So each attempt after the first leaves a mark before it splits, and any attempt
+whose process was lost says so. A lifecycle rule of the bucket removes them in time.
+"""
+
+import socket
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+import orjson
+
+from stt_async.retry import Retry
+from stt_async.services.aws import translated
+
+if TYPE_CHECKING:
+    from types_aiobotocore_s3 import S3Client
+
+PREFIX = "failures/"
+STARTED = "started"
+
+
+@dataclass(frozen=True, slots=True)
+class Breadcrumb:
+    """One attempt: `event` is `started`, or the code of how its process was lost."""
+
+    attempt: int
+    event: str
+    host: str
+    at: datetime
+
+    def __str__(self) -> str:
+        return f"attempt {self.attempt} {self.event} on {self.host} at {self.at:%Y-%m-%d %H:%M:%S} UTC"
+
+
+class Trail:
+    """The breadcrumbs of all jobs. Methods raise the failure classes of `errors`."""
+
+    def __init__(self, client: "S3Client", *, bucket: str, retry: Retry) -> None:
+        self._client = client
+        self._bucket = bucket
+        self._retry = retry
+
+    async def leave(self, job_id: str, attempt: int, event: str) -> None:
+        """Leave the breadcrumb of an attempt, over one that it left before."""
+        crumb = Breadcrumb(attempt, event, socket.gethostname(), datetime.now(UTC))
+        await self._retry(self._put, f"{_folder(job_id)}{attempt}.json", orjson.dumps(crumb))
+
+    async def read(self, job_id: str) -> list[Breadcrumb]:
+        """Return what earlier attempts at a job left, in their order."""
+        return sorted(await self._retry(self._read, _folder(job_id)), key=lambda crumb: crumb.attempt)
+
+    async def _put(self, key: str, data: bytes) -> None:
+        with translated(f"S3 bucket {self._bucket}"):
+            await self._client.put_object(Bucket=self._bucket, Key=key, Body=data, ContentType="application/json")
+
+    async def _read(self, folder: str) -> list[Breadcrumb]:
+        crumbs: list[Breadcrumb] = []
+        with translated(f"S3 bucket {self._bucket}"):
+            listed = await self._client.list_objects_v2(Bucket=self._bucket, Prefix=folder)
+            for found in listed.get("Contents", []):
+                answer = await self._client.get_object(Bucket=self._bucket, Key=found["Key"])
+                facts = orjson.loads(await answer["Body"].read())
+                crumbs.append(
+                    Breadcrumb(facts["attempt"], facts["event"], facts["host"], datetime.fromisoformat(facts["at"]))
+                )
+        return crumbs
+
+
+def _folder(job_id: str) -> str:
+    return f"{PREFIX}{quote(job_id, safe='')}/"

@@ -1,0 +1,108 @@
+"""What an attempt at a job leaves behind for the next one, in a real bucket."""
+
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import pytest_asyncio
+
+from stt_async import settings
+from stt_async.errors import LeaseLostError, WorkerLostError
+from stt_async.params import SplitLimits, SplitParams
+from stt_async.services.connections import Connections, connect
+from stt_async.services.queue import Message
+from stt_async.worker.lease import Leases
+from stt_async.worker.pipeline import Outcome, SplitPipeline
+from stt_async.worker.pool import Split, open_pool
+from stt_async.worker.scratch import open_scratch
+from tests.support.site import Site
+
+VISIBILITY_TIMEOUT_S = 30
+
+
+@dataclass
+class LethalPool:
+    """Every child that gets a job dies; tells how each was run."""
+
+    runs: list[str] = field(default_factory=list)
+
+    async def split(self, *_: object) -> Split:
+        self.runs.append("beside others")
+        raise WorkerLostError("child_died", "the process that split this recording ended with exit code -9")
+
+    async def split_alone(self, *_: object) -> Split:
+        self.runs.append("alone")
+        raise WorkerLostError("child_died", "the process that split this recording ended with exit code -9")
+
+
+@pytest_asyncio.fixture
+async def services(site: Site, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Connections]:
+    for name, value in site.environment().items():
+        monkeypatch.setenv(name, value)
+    async with connect(settings.load()) as connections:
+        yield connections
+
+
+@pytest_asyncio.fixture
+async def pipeline(services: Connections, site: Site, tmp_path: Path) -> AsyncIterator[SplitPipeline]:
+    async with AsyncExitStack() as stack:
+        yield SplitPipeline(
+            source=services.source,
+            sink=services.sink,
+            trail=services.trail,
+            pool=await stack.enter_async_context(open_pool(settings.load(processes=1))),
+            scratch=stack.enter_context(open_scratch(tmp_path / "scratch", None)),
+            params=SplitParams(),
+            limits=SplitLimits(),
+            output_bucket=site.services.output_bucket,
+            source_buckets=frozenset({site.services.source_bucket}),
+        )
+
+
+async def attempt(pipeline: SplitPipeline, site: Site, number: int, *, age_s: float = 0.0) -> Outcome:
+    """Run the job of speech.wav as of its receive of this number."""
+    body = (
+        f'{{"job_id": "split-1", "raw_audio_path": "{site.services.source_bucket}/speech.wav",'
+        f' "output_prefix": "speech.wav"}}'
+    )
+    message = Message("message-1", "handle", body, number, time.monotonic() - age_s)
+    async with Leases(cast("Any", None), VISIBILITY_TIMEOUT_S).hold(message) as lease:
+        return await pipeline.run(lease)
+
+
+async def test_job_that_lost_its_process_runs_alone_next_time_and_tells_of_all_attempts(
+    pipeline: SplitPipeline, site: Site, speech: Path
+) -> None:
+    await site.put_recordings({"speech.wav": speech})
+    pool = LethalPool()
+    lethal = SplitPipeline(**{name: getattr(pipeline, name) for name in pipeline.__slots__} | {"pool": pool})
+    for number in range(1, 6):
+        with pytest.raises(WorkerLostError) as caught:
+            await attempt(lethal, site, number)
+    assert pool.runs == ["beside others", "alone", "alone", "alone", "alone"]
+    for number in range(1, 5):
+        assert f"attempt {number} child_died on " in caught.value.message
+    assert await site.objects("failures/split-1/") == dict.fromkeys(
+        (f"failures/split-1/{number}.json" for number in range(1, 6)), pytest.approx(100, abs=100)
+    )
+    await attempt(pipeline, site, 6)
+    assert (await site.manifests())["speech.wav"]["status"] == "ok"
+
+
+async def test_first_attempt_leaves_nothing_behind(pipeline: SplitPipeline, site: Site, speech: Path) -> None:
+    await site.put_recordings({"speech.wav": speech})
+    await attempt(pipeline, site, 1)
+    assert not await site.objects("failures/")
+
+
+async def test_job_does_not_commit_when_its_lease_may_run_out_meanwhile(
+    pipeline: SplitPipeline, site: Site, speech: Path
+) -> None:
+    await site.put_recordings({"speech.wav": speech})
+    with pytest.raises(LeaseLostError):
+        await attempt(pipeline, site, 1, age_s=VISIBILITY_TIMEOUT_S * 0.95)
+    assert not await site.manifests()
