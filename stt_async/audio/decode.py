@@ -136,7 +136,7 @@ def _drain(stream: Stream, mono: Mono, scratch: ExitStack, tools: Tools) -> Deco
 def _parts(stream: Stream, mono: Mono, tools: Tools) -> Iterator[Pcm]:
     _check_channels(stream.channels, tools.limits)
     for block in tools.watch.each("decode", stream.blocks):
-        _check_channels(len(block.samples), tools.limits)
+        _check_channels(len(block.channels), tools.limits)
         if not MIN_RATE_HZ <= block.rate_hz <= MAX_RATE_HZ:
             raise PermanentError("undecodable", f"its header says {block.rate_hz} Hz, which no recording has")
         with tools.watch("resample"):

@@ -17,8 +17,6 @@ local file it names, even under a protocol whitelist; these cannot."""
 
 _FULL_SCALE = {"u8": 1 / 128, "s16": 1 / 32_768, "s32": 1 / 2_147_483_648}
 
-_QUEUE_FRAMES = 8_192
-
 _GUESSES_LENGTH = {"aac", "amr", "mpeg", "mpegts"}
 
 # FFmpeg's own reports on broken input go nowhere: what matters comes back as exceptions.
@@ -68,18 +66,29 @@ def _declared_s(container: av.container.InputContainer, track: av.AudioStream, f
 
 
 def _blocks(container: av.container.InputContainer, track: av.AudioStream, stream: Stream) -> Iterator[Block]:
-    shape, gather = None, _Gather(0, 1)
+    # FFmpeg's own queue turns frames of ~1,000 samples into blocks: to Python, one costs as much as the other.
+    queue, shape, wanted = av.AudioFifo(), None, 0
     for frame in _frames(container, track, stream):
         if shape != (shape := (frame.sample_rate, frame.layout.nb_channels, frame.format.name)):
-            yield from gather.rest()
+            yield from _rest(queue)
             rate_hz, channels, _ = shape
-            gather = _Gather(rate_hz, channels)
+            queue, wanted = av.AudioFifo(), block_frames(channels)
             stream.rate_hz, stream.channels = stream.rate_hz or rate_hz, max(stream.channels, channels)
         frame.pts = None
-        gather.queue.write(frame)
-        if gather.queue.samples >= _QUEUE_FRAMES:
-            yield from gather.full()
-    yield from gather.rest()
+        queue.write(frame)
+        while queue.samples >= wanted:
+            yield from _block(queue.read(wanted))
+    yield from _rest(queue)
+
+
+def _rest(queue: av.AudioFifo) -> Iterator[Block]:
+    if queue.samples:
+        yield from _block(queue.read())
+
+
+def _block(frame: av.AudioFrame | None) -> Iterator[Block]:
+    if frame is not None:
+        yield Block(frame.sample_rate, _planes(frame))
 
 
 def _frames(container: av.container.InputContainer, track: av.AudioStream, stream: Stream) -> Iterator[av.AudioFrame]:
@@ -98,45 +107,12 @@ def _frames(container: av.container.InputContainer, track: av.AudioStream, strea
             stream.damaged = True
 
 
-class _Gather:
-    """Frames of ~1,000 samples into blocks of ~65,000, so that numpy and soxr are called 60 times less.
-
-    FFmpeg's own queue takes them most of the way: to Python one frame costs as much as eight in one.
-    """
-
-    def __init__(self, rate_hz: int, channels: int) -> None:
-        self.queue = av.AudioFifo()
-        self._rate_hz = rate_hz
-        self._block = np.empty((channels, block_frames(channels)), np.float32)
-        self._filled = 0
-
-    def full(self) -> Iterator[Block]:
-        """Empty the queue; yield each block as it fills."""
-        while self.queue.samples:
-            count = min(self.queue.samples, self._block.shape[1] - self._filled)
-            frame = self.queue.read(count)
-            if frame is None:
-                return
-            for row, plane in zip(self._block, _planes(frame, len(self._block)), strict=True):
-                row[self._filled : self._filled + count] = plane
-            self._filled += count
-            if self._filled == self._block.shape[1]:
-                self._filled = 0
-                yield Block(self._rate_hz, self._block)
-
-    def rest(self) -> Iterator[Block]:
-        """Yield all that is left."""
-        yield from self.full()
-        if self._filled:
-            yield Block(self._rate_hz, self._block[:, : self._filled])
-
-
-def _planes(frame: av.AudioFrame, channels: int) -> Sequence[Samples]:
+def _planes(frame: av.AudioFrame) -> Sequence[Samples]:
     if frame.format.name == "fltp":
         return [np.frombuffer(memoryview(plane), np.float32, frame.samples) for plane in frame.planes]
     raw = frame.to_ndarray()
     if not frame.format.is_planar:
-        raw = raw.reshape(-1, channels).T
+        raw = raw.reshape(frame.samples, -1).T
     samples = raw.astype(np.float32)
     kind = frame.format.name.removesuffix("p")
     if kind == "u8":

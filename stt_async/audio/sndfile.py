@@ -67,7 +67,7 @@ def _blocks(file: sf.SoundFile, stream: Stream) -> Iterator[Block]:
             np.multiply(buffer[:read].T, _INT16_SCALE, out=samples)
         else:
             np.copyto(samples, buffer[:read].T)
-        yield Block(file.samplerate, samples)
+        yield Block(file.samplerate, list(samples))
 
 
 def _is_read_to_the_end(fd: int) -> bool:

@@ -1,6 +1,6 @@
 """What a decoder hands on: blocks of samples, and what the container said about them."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -25,10 +25,10 @@ MIN_RATE_HZ, MAX_RATE_HZ = 1_000, 1_000_000
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Consecutive samples of one rate: (channels, frames), float32, full scale at +-1. Valid until the next."""
+    """Consecutive samples of one rate, an array for each channel, full scale at +-1. Valid until the next block."""
 
     rate_hz: int
-    samples: Samples
+    channels: Sequence[Samples]
 
 
 @dataclass(slots=True, kw_only=True)

@@ -8,8 +8,9 @@ import torch
 from stt_async.audio.silero import CONTEXT_SAMPLES, State
 from stt_async.audio.stream import FRAME_SAMPLES, Pcm, Probabilities
 
-BLOCK_FRAMES = 256
-"""Frames in one forward pass (8 s). 128 is 8 % slower, 64 20 %; far larger ones leave the cache."""
+BLOCK_FRAMES = 1_024
+"""Frames in one forward pass (33 s, 13 MB). Between decoding, 512 are 3 % slower, 256 12 %, 128 25 % (measured); more
+are no faster."""
 
 _INT16_SCALE = 1 / 32_768
 
