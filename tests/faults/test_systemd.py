@@ -11,10 +11,12 @@ import pytest
 
 from tests.support.commands import StartWorker, Worker
 from tests.support.proxy import OpenProxy
-from tests.support.site import Site
+from tests.support.site import OpenSite, Site
 from tests.support.waiting import wait_until
 
 WATCHDOG_S = 2.0
+VISIBILITY_TIMEOUT_S = 5
+"""A heartbeat is due while the worker stands still."""
 
 
 class Systemd:
@@ -79,11 +81,17 @@ async def test_a_worker_that_fails_preflight_is_never_ready(
     assert systemd.lines() == []
 
 
-async def test_a_frozen_worker_gives_no_sign_of_life_and_tells_of_it_later(
-    site: Site, start_worker: StartWorker, systemd: Systemd, speech: Path
+async def test_a_frozen_worker_gives_no_sign_of_life_tells_of_it_later_and_loses_no_lease(
+    open_site: OpenSite, open_proxy: OpenProxy, start_worker: StartWorker, systemd: Systemd, speech: Path
 ) -> None:
-    worker = await start_worker(site, **systemd.environment())
-    await systemd.hears("WATCHDOG=1")
+    site = await open_site(visibility_timeout_s=VISIBILITY_TIMEOUT_S)
+    source = await open_proxy(site.services.servers.objects.url)
+    worker = await start_worker(site, STT_MINIO_ENDPOINT=source.endpoint, **systemd.environment())
+    await systemd.hears("READY=1")
+    source.hold("down", after=0)
+    await site.put_recordings({"a.wav": speech})
+    await site.send(site.job("a.wav"))
+    await source.holding.wait()
     worker.signal(signal.SIGSTOP)
     await wait_until(lambda: _is_stopped(worker), what="the worker to stand still")
     before = systemd.signs_of_life()
@@ -95,9 +103,20 @@ async def test_a_frozen_worker_gives_no_sign_of_life_and_tells_of_it_later(
     await systemd.hears("WATCHDOG=1", count=before + 2)
     [lag] = await worker.wait_for("loop_lagged")
     assert lag["max_s"] > WATCHDOG_S / 2
-    await site.put_recordings({"a.wav": speech})
-    await site.send(site.job("a.wav"))
-    await worker.wait_for("job_succeeded")
+    source.release()
+    [done] = await worker.wait_for("job_succeeded")
+    assert done["receive_count"] == 1
+    await wait_until(site.is_drained, what="the message to be deleted")
+
+
+async def test_a_worker_ended_by_the_watchdog_says_where_it_stood(site: Site, start_worker: StartWorker) -> None:
+    worker = await start_worker(site)
+    await worker.wait_for("worker_started")
+    worker.signal(signal.SIGABRT)
+    assert await worker.wait() == -signal.SIGABRT
+    log = worker.process.log.read_text()
+    assert "Fatal Python error: Aborted" in log
+    assert "assembly.py" in log or "cli.py" in log
 
 
 def _is_stopped(worker: Worker) -> bool:

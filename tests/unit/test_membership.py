@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, cast
 import pytest
 import structlog
 
-from stt_async.errors import DependencyError, TransientError
+from stt_async.errors import DependencyError, SettingsError, TransientError
 from stt_async.retry import Retry
+from stt_async.settings import load
 from stt_async.worker import membership as module
 from stt_async.worker.membership import Hooks, Membership
 from stt_async.worker.stop import Stop
@@ -147,3 +148,11 @@ class TestLeaving:
     async def test_a_worker_stopped_for_other_reasons_leaves_the_hook_alone(self, group: FakeGroup) -> None:
         await membership(group).leave()
         assert group.calls == []
+
+
+@pytest.mark.usefixtures("bare_environment")
+def test_a_hook_without_its_group_is_refused() -> None:
+    for hook in ({"launch_hook": "any"}, {"termination_hook": "any"}):
+        with pytest.raises(SettingsError, match="STT_AUTOSCALING_GROUP"):
+            load(None, **hook)
+        assert load(None, **hook, autoscaling_group="workers").autoscaling_group == "workers"
