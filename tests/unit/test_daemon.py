@@ -293,6 +293,13 @@ async def test_a_lost_lease_abandons_the_job_quietly() -> None:
     assert site.queue.calls == []
 
 
+async def test_a_job_that_sees_its_lease_lost_itself_is_abandoned_too() -> None:
+    async with working([message("a", receive_count=5)], does={"a": raises(LeaseLostError("too late"))}) as site:
+        await until(lambda: site.daemon.tally["job_lease_lost"])
+        await site.drain()
+    assert site.queue.calls == []
+
+
 async def test_a_lost_lease_costs_its_own_job_alone() -> None:
     go = asyncio.Event()
     async with working([], does={"a": _for_ever, "b": go.wait}) as site:

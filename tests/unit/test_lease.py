@@ -266,3 +266,25 @@ async def test_a_message_that_left_while_its_batch_waited_is_not_extended() -> N
         for holder in holders:
             await holder.end()
     assert queue.beaten(left) == 0
+
+
+@pytest.mark.parametrize(
+    ("age_s", "lost", "ours"),
+    [
+        pytest.param(0.0, None, True, id="fresh"),
+        pytest.param(VISIBILITY_S * 0.8, None, True, id="not extended for a while"),
+        pytest.param(LATE_S, None, False, id="about to run out"),
+        pytest.param(VISIBILITY_S + 1.0, None, False, id="run out"),
+        pytest.param(0.0, "SQS says so", False, id="lost"),
+    ],
+)
+async def test_what_cannot_be_taken_back_needs_a_lease_that_lasts(
+    age_s: float, lost: str | None, *, ours: bool
+) -> None:
+    async with Leases(FakeQueue(), VISIBILITY_S).hold(message("a", age_s=age_s)) as lease:
+        lease.lost = lost
+        if ours:
+            lease.require()
+        else:
+            with pytest.raises(LeaseLostError, match=lost or "too little"):
+                lease.require()
