@@ -12,6 +12,7 @@ pytest_plugins = [
     "tests.support.site",
     "tests.support.commands",
     "tests.support.proxy",
+    "tests.support.stages",
     "tests.support.imds",
     "tests.support.autoscaling",
 ]

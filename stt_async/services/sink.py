@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 PARTS_IN_FLIGHT = 8
 """Parts of multipart uploads at once, over all jobs. Memory: this times `multipart_chunksize_bytes` (64 MiB)."""
 
-ABORT_TIMEOUT_S = 15.0
+ABORT_TIMEOUT_S = 5.0
 
 _PARAMS = "params-sha256"
 _SOURCE_ETAG = "source-etag"
@@ -89,7 +89,7 @@ class Sink:
             await self._retry(self._put_file, file, key)
 
     async def commit(self, manifest: Manifest, *, replaces: str | None) -> Manifest:
-        """Write the manifest, which makes the output exist.
+        """Write the manifest, which makes the output exist; then abort what killed attempts at it left open.
 
         Args:
             manifest: What to commit; everything it lists is already there.
@@ -102,6 +102,8 @@ class Sink:
         condition = {"IfNoneMatch": "*"} if replaces is None else {"IfMatch": replaces}
         head = {_PARAMS: manifest.params_sha256, _SOURCE_ETAG: manifest.source_etag or ""}
         if await self._retry(self._put_if, key, encode(manifest), head, condition):
+            if manifest.archive is not None:
+                await self._abort_abandoned(manifest.output_prefix)
             return manifest
         winner = await self.read_manifest(manifest.output_prefix)
         if winner is None:
@@ -220,6 +222,23 @@ class Sink:
                 await self._abort_upload(key, await creating)
         except (JobError, TimeoutError) as error:
             _log.warning("multipart_abort_failed", key=key, error=str(error))
+
+    async def _abort_abandoned(self, prefix: str) -> None:
+        """Abort the multipart uploads of a recording whose manifest stands: nobody needs them any more."""
+        try:
+            async with asyncio.timeout(ABORT_TIMEOUT_S):
+                for key, upload_id in await self._retry(self._open_uploads, prefix):
+                    await self._retry(self._abort_upload, key, upload_id)
+                    _log.info("multipart_abandoned_aborted", key=key)
+        except (JobError, TimeoutError) as error:
+            _log.warning("multipart_abort_failed", key=prefix, error=str(error))
+
+    async def _open_uploads(self, prefix: str) -> list[tuple[str, str]]:
+        with translated(f"S3 bucket {self._bucket}"):
+            answer = await self._client.list_multipart_uploads(Bucket=self._bucket, Prefix=prefix)
+        found = [(upload["Key"], upload["UploadId"]) for upload in answer.get("Uploads", [])]
+        # Further down lie the prefixes of other recordings (`a/` and `a/b.mp3/`).
+        return [(key, upload_id) for key, upload_id in found if "/" not in key.removeprefix(prefix)]
 
     async def _abort_upload(self, key: str, upload_id: str) -> None:
         with translated(f"S3 bucket {self._bucket}"):

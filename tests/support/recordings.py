@@ -45,6 +45,12 @@ def five_minutes(speech: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 @pytest.fixture(scope="session")
+def a_quarter(speech: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Speech for a quarter of an hour: to split it takes a second."""
+    return _joined(speech, tmp_path_factory.mktemp("recordings") / "a-quarter.wav", times=42)
+
+
+@pytest.fixture(scope="session")
 def an_hour(speech: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Speech for an hour: to split it takes seconds."""
     return _joined(speech, tmp_path_factory.mktemp("recordings") / "an-hour.wav", times=170)
