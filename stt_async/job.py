@@ -11,7 +11,7 @@ import orjson
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from stt_async.errors import PermanentError
-from stt_async.params import SplitParams
+from stt_async.params import LONGEST_SEGMENT_S, SplitParams
 
 MAX_BODY_BYTES = 64 * 1024
 MAX_METADATA_BYTES = 8 * 1024
@@ -88,7 +88,7 @@ class SplitJob(BaseModel):
     source_etag: Annotated[str, Field(max_length=200)] | None = None
     output_bucket: Name
     output_prefix: Annotated[Name, AfterValidator(_output_prefix)]
-    max_duration: float | None = Field(None, ge=2, le=60)
+    max_duration: float | None = Field(None, ge=2, le=LONGEST_SEGMENT_S)
     metadata: Annotated[dict[str, Any], AfterValidator(_small)] = Field(default_factory=dict)
     replace: bool = False
 

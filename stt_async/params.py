@@ -9,6 +9,9 @@ import orjson
 SAMPLE_RATE_HZ = 16_000
 """Of every segment, and of every sample number in a manifest: what Silero and the recognisers take."""
 
+LONGEST_SEGMENT_S = 60.0
+"""Nobody may ask for longer segments: recognisers take 30 s."""
+
 Format = Literal["flac", "wav"]
 Layout = Literal["objects", "tar"]
 
@@ -44,10 +47,10 @@ class VadParams:
             raise ValueError(
                 f"0 < neg_threshold <= threshold < 1 does not hold: they are {self.neg_threshold}, {self.threshold}"
             )
-        if not 0 < 2 * self.min_segment_duration_s <= self.max_speech_duration_s:
+        if not 0 < 2 * self.min_segment_duration_s <= self.max_speech_duration_s <= LONGEST_SEGMENT_S:
             raise ValueError(
-                f"max_speech_duration_s is {self.max_speech_duration_s}, less than twice "
-                f"min_segment_duration_s, {self.min_segment_duration_s}: what is too long could not be cut"
+                f"max_speech_duration_s is {self.max_speech_duration_s}; it must be twice min_segment_duration_s "
+                f"({self.min_segment_duration_s}) at least, and {LONGEST_SEGMENT_S} at most"
             )
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ParamSpec, TypeVar
 
 import structlog
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_delay, wait_random_exponential
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_before_delay, wait_random_exponential
 
 from stt_async.errors import UNREACHABLE, DependencyError, JobError, TransientError
 
@@ -36,7 +36,7 @@ class Retry:
         retrying = AsyncRetrying(
             retry=retry_if_exception(_may_pass),
             wait=wait_random_exponential(multiplier=0.25, max=self.max_wait_s),
-            stop=stop_after_delay(self.timeout_s),
+            stop=stop_before_delay(self.timeout_s),
             before_sleep=_tell,
             reraise=True,
         )

@@ -133,6 +133,11 @@ class Settings(BaseSettings):
             raise ValueError(
                 "STT_LAUNCH_HOOK or STT_TERMINATION_HOOK is given without STT_AUTOSCALING_GROUP: name the group too"
             )
+        if self.visibility_timeout_s <= self.wait_time_s:
+            raise ValueError(
+                f"STT_VISIBILITY_TIMEOUT_S is {self.visibility_timeout_s}, no longer than a poll, STT_WAIT_TIME_S, "
+                f"{self.wait_time_s}: a message could be lost before its first heartbeat"
+            )
         return self
 
     @property

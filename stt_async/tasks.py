@@ -39,6 +39,17 @@ async def first_of(*works: Coroutine[Any, Any, object]) -> None:
         task.result()
 
 
+async def unless(event: Coroutine[Any, Any, object], work: Coroutine[Any, Any, T]) -> T | None:
+    """Await `work` and return what it returns; if `event` ends first, cancel it and return None."""
+    working = asyncio.create_task(work)
+    try:
+        await first_of(asyncio.wait({working}), event)
+    finally:
+        working.cancel()
+        await to_the_end(_ended([working]))
+    return None if working.cancelled() else working.result()
+
+
 async def _race(tasks: Sequence[asyncio.Task[T]], return_when: str) -> list[asyncio.Task[T]]:
     """Wait as asyncio.wait does and return, in order, those that ended; cancel the others, and see them end.
 

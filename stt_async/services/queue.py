@@ -96,7 +96,7 @@ class JobQueue:
         """Set (not add to) the visibility timeout of up to 10 messages.
 
         Returns:
-            The error code of each message that was not extended, by message id.
+            The error code of each message that was not extended, by receipt handle: one message may be held twice.
         """
         with translated("SQS"):
             answer = await self._client.change_message_visibility_batch(
@@ -106,7 +106,7 @@ class JobQueue:
                     for n, m in enumerate(messages)
                 ],
             )
-        return {messages[int(failed["Id"])].message_id: failed["Code"] for failed in answer.get("Failed", [])}
+        return {messages[int(failed["Id"])].receipt_handle: failed["Code"] for failed in answer.get("Failed", [])}
 
     async def release(self, message: Message, *, after_s: int) -> None:
         """Give a message back: anybody may receive it `after_s` seconds from now."""

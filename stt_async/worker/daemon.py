@@ -20,7 +20,7 @@ from stt_async.worker.stop import Stop
 
 _log = structlog.get_logger()
 
-SETTLE_TIMEOUT_S = 10.0
+SETTLE_TIMEOUT_S = 8.0
 """Of deleting a message or giving it back."""
 
 AFTER_FAILED_RECEIVE_S = 2.0

@@ -14,7 +14,7 @@ from stt_async.tasks import to_the_end
 
 _log = structlog.get_logger()
 
-HEARTBEAT_TIMEOUT_S = 10.0
+HEARTBEAT_TIMEOUT_S = 5.0
 """Of one call, or a tenth of the visibility timeout if that is less: one that hangs must not outlive the lease. A beat
 that fails is sent again on the next tick, for as long as the lease lives."""
 
@@ -118,10 +118,10 @@ class Leases:
                 failed = await self._queue.extend([lease.message for lease in leases], self._visibility_timeout_s)
         except (JobError, TimeoutError) as error:
             _log.warning("heartbeat_failed", messages=len(leases), error=str(error) or type(error).__name__)
-            failed = {lease.message.message_id: "unreachable" for lease in leases}
+            failed = {lease.message.receipt_handle: "unreachable" for lease in leases}
         for lease in self._held.intersection(leases):
             # Of those that ended meanwhile nothing is to be learnt: their jobs are over.
-            self._settle(lease, failed.get(lease.message.message_id), asked_s)
+            self._settle(lease, failed.get(lease.message.receipt_handle), asked_s)
 
     def _settle(self, lease: Lease, code: str | None, asked_s: float) -> None:
         if code is None:

@@ -99,7 +99,7 @@ class FakeQueue(JobQueue):
             await self.beat_gate.wait()
         if self.beat_error is not None:
             raise self.beat_error
-        return {m.message_id: self.beat_codes[m.message_id] for m in messages if m.message_id in self.beat_codes}
+        return {m.receipt_handle: self.beat_codes[m.message_id] for m in messages if m.message_id in self.beat_codes}
 
     async def release(self, message: Message, *, after_s: int) -> None:
         self._settled("release", message, after_s)

@@ -84,7 +84,7 @@ async def test_a_failed_receive_is_raised_at_once() -> None:
 async def test_extending_tells_which_message_was_refused() -> None:
     failed = {"Id": "1", "Code": "MessageNotInflight", "SenderFault": True}
     sqs = Sqs(change_message_visibility_batch=[{"Successful": [{"Id": "0"}], "Failed": [failed]}])
-    assert await queue(sqs).extend([message("a"), message("b")], 300) == {"b": "MessageNotInflight"}
+    assert await queue(sqs).extend([message("a"), message("b")], 300) == {"handle-b": "MessageNotInflight"}
     entries = sqs.calls[0][1]["Entries"]
     assert [(e["ReceiptHandle"], e["VisibilityTimeout"]) for e in entries] == [("handle-a", 300), ("handle-b", 300)]
 
