@@ -62,13 +62,16 @@ class Membership:
 
     @asynccontextmanager
     async def joining(self) -> AsyncIterator[None]:
-        """Let the block prove that this instance can work: CONTINUE after it, ABANDON if it raises."""
-        result: Result = "ABANDON"
+        """Let the block prove that this instance can work: CONTINUE after it, ABANDON if it raises.
+
+        Asked to stop meanwhile it has proven nothing, and says nothing.
+        """
+        result: Result | None = "ABANDON"
         try:
             yield
-            result = "CONTINUE"
+            result = None if self._stop.requested else "CONTINUE"
         finally:
-            if self._group is not None and self._hooks.launch:
+            if self._group is not None and self._hooks.launch and result is not None:
                 await self._complete(self._group, self._hooks.launch, result)
 
     async def leave_when_idle(self, empty_s: float) -> None:

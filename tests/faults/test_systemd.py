@@ -14,6 +14,7 @@ from tests.support.proxy import OpenProxy
 from tests.support.site import OpenSite, Site
 from tests.support.waiting import wait_until
 
+STARTING = ["STATUS=preflight", "EXTEND_TIMEOUT_USEC=300000000"]
 WATCHDOG_S = 2.0
 VISIBILITY_TIMEOUT_S = 5
 """A heartbeat is due while the worker stands still."""
@@ -60,7 +61,7 @@ async def test_ready_comes_after_preflight_and_stopping_with_the_stop(
     source.hold("down", after=0)
     worker = await start_worker(site, STT_MINIO_ENDPOINT=source.endpoint, **systemd.environment())
     await source.holding.wait()
-    assert systemd.lines() == []
+    assert systemd.lines() == STARTING
     source.release()
     await systemd.hears("READY=1")
     await systemd.hears("WATCHDOG=1", count=2)
@@ -68,9 +69,10 @@ async def test_ready_comes_after_preflight_and_stopping_with_the_stop(
     assert any(line.startswith("STATUS=0 jobs held") for line in systemd.lines())
     worker.signal(signal.SIGTERM)
     assert await worker.wait() == 0
-    assert systemd.lines()[0] == "READY=1"
-    assert "STOPPING=1" in systemd.lines()
-    assert any(line.startswith("EXTEND_TIMEOUT_USEC=") for line in systemd.lines())
+    lines = systemd.lines()
+    assert lines[2] == "READY=1"
+    extended = lines[lines.index("STOPPING=1") + 1]
+    assert extended.startswith("EXTEND_TIMEOUT_USEC=")
 
 
 async def test_a_worker_that_fails_preflight_is_never_ready(
@@ -78,7 +80,7 @@ async def test_a_worker_that_fails_preflight_is_never_ready(
 ) -> None:
     worker = await start_worker(site, STT_OUTPUT_BUCKET="never-made", **systemd.environment())
     assert await worker.wait() == 3
-    assert systemd.lines() == []
+    assert systemd.lines() == STARTING
 
 
 async def test_a_frozen_worker_gives_no_sign_of_life_tells_of_it_later_and_loses_no_lease(

@@ -69,6 +69,12 @@ class TestJoining:
                 raise DENIED
         assert group.calls == [("complete", "joins", "ABANDON")]
 
+    async def test_one_that_is_stopped_meanwhile_has_proven_nothing(self, group: FakeGroup) -> None:
+        stop = Stop()
+        async with membership(group, stop=stop).joining():
+            stop.request("test", within_s=100)
+        assert group.calls == []
+
     @pytest.mark.parametrize(("error", "level"), [(DENIED, "warning"), (NOTHING_WAITS, "info")])
     async def test_a_call_that_fails_stops_nothing(self, group: FakeGroup, error: Exception, level: str) -> None:
         group.errors = [error]
