@@ -11,7 +11,7 @@ import numpy as np
 from stt_async.audio.sniff import declares_mpeg_length
 from stt_async.audio.stream import Block, NoAudioStreamError, NotDecodableError, Samples, Stream, block_frames
 
-_FORMATS = "aac,aiff,amr,asf,au,caf,flac,flv,matroska,mov,mp3,mpeg,mpegts,nistsphere,ogg,w64,wav"
+_FORMATS = "aac,aiff,amr,asf,au,avi,caf,flac,flv,matroska,mov,mp3,mpeg,mpegts,nistsphere,ogg,w64,wav"
 """Demuxers that read one file and nothing else. FFmpeg follows a playlist (hls, concat, dash) named .mp3 to any
 local file it names, even under a protocol whitelist; these cannot."""
 

@@ -69,11 +69,16 @@ def speech_runs(probabilities: Probabilities, samples: int, params: SplitParams)
 
 
 def _join(speech: Bounds, params: SplitParams) -> Bounds:
-    """Join neighbours, the closest first, as long as the result stays under the target length."""
+    """Join neighbours, the closest first, as long as the result stays under the target length.
+
+    What alone would be dropped may go to a longer neighbour too, up to `max_speech_duration_s`.
+    """
     if not len(speech):
         return speech
     pad = 2 * _samples(params.speech_pad_ms)
-    target = int(min(params.target_duration_s, params.max_speech_duration_s) * SAMPLE_RATE_HZ) - pad
+    longest = int(params.max_speech_duration_s * SAMPLE_RATE_HZ) - pad
+    target = min(int(params.target_duration_s * SAMPLE_RATE_HZ) - pad, longest)
+    shortest = _samples(params.min_speech_duration_ms)
     gaps = speech[1:, 0] - speech[:-1, 1]
     joined = np.zeros(len(gaps), np.bool_)
     # Each group is known by its outer runs: first_of[last] and last_of[first].
@@ -82,7 +87,8 @@ def _join(speech: Bounds, params: SplitParams) -> Bounds:
         if gaps[gap] > _samples(params.max_join_pause_ms):
             break
         first, last = first_of[gap], last_of[gap + 1]
-        if speech[last, 1] - speech[first, 0] <= target:
+        alone = min(speech[gap, 1] - speech[first, 0], speech[last, 1] - speech[gap + 1, 0])
+        if speech[last, 1] - speech[first, 0] <= (target if alone >= shortest else longest):
             joined[gap] = True
             last_of[first], first_of[last] = last, first
     return _merge(speech, joined)

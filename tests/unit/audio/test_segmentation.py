@@ -144,6 +144,12 @@ def test_runs_are_not_joined_beyond_the_target() -> None:
     assert len(_plan(_stretches((long_run, 0.9), (1.2, 0.0), (long_run, 0.9))).spans) == 2
 
 
+def test_what_alone_would_be_dropped_goes_to_a_neighbour_beyond_the_target() -> None:
+    found = _plan(_stretches((PARAMS.target_duration_s + 5, 0.9), (1.2, 0.0), (0.2, 0.9), (5, 0.0)))
+    assert len(found.spans) == 1
+    assert found.dropped_runs == 0
+
+
 def test_a_cut_falls_in_the_pause_not_at_the_midpoint() -> None:
     probabilities = _stretches((12, 0.9), (0.3, 0.05), (25, 0.9))
     (cut,) = cut_points(probabilities, 0, len(probabilities) * FRAME_SAMPLES, PARAMS)
