@@ -12,6 +12,7 @@ from stt_async.services.connections import Connections, connect
 from stt_async.services.imds import open_imds
 from stt_async.services.queue import JobQueue
 from stt_async.settings import Settings
+from stt_async.tasks import unless
 from stt_async.worker.breaker import Breaker
 from stt_async.worker.daemon import Daemon, stop_when_empty
 from stt_async.worker.interruption import Interruptions
@@ -69,23 +70,12 @@ async def work(settings: Settings, *watches: Watch) -> Counter[str]:
                 drain_timeout_s=settings.drain_timeout_s,
             )
             async with AsyncExitStack() as stack:
+                services = await stack.enter_async_context(connect(settings))
                 async with membership.joining():
-                    services = await stack.enter_async_context(connect(settings))
-                    await require(services, settings)
-                    scratch = stack.enter_context(open_scratch(settings.scratch_dir, settings.scratch_max_bytes))
-                    pool = await stack.enter_async_context(open_pool(settings))
+                    pipeline = await unless(stop.wait(), _open_pipeline(settings, services, stack))
+                if pipeline is None:
+                    return Counter()
                 notify(settings.notify_socket, "READY=1")
-                pipeline = SplitPipeline(
-                    source=services.source,
-                    sink=services.sink,
-                    pool=pool,
-                    trail=services.trail,
-                    scratch=scratch,
-                    params=settings.split_params,
-                    limits=settings.limits,
-                    output_bucket=settings.output_bucket,
-                    source_buckets=settings.source_buckets,
-                )
                 if imds is not None:
                     interruptions = Interruptions(imds, stop, membership, drain_timeout_s=settings.drain_timeout_s)
                     await interruptions.look()
@@ -95,6 +85,22 @@ async def work(settings: Settings, *watches: Watch) -> Counter[str]:
                 )
             await membership.leave()
             return tally
+
+
+async def _open_pipeline(settings: Settings, services: Connections, stack: AsyncExitStack) -> SplitPipeline:
+    """Prove that a worker can work here, then make all that its jobs need; it lives as long as `stack`."""
+    await require(services, settings)
+    return SplitPipeline(
+        source=services.source,
+        sink=services.sink,
+        trail=services.trail,
+        scratch=stack.enter_context(open_scratch(settings.scratch_dir, settings.scratch_max_bytes)),
+        pool=await stack.enter_async_context(open_pool(settings)),
+        params=settings.split_params,
+        limits=settings.limits,
+        output_bucket=settings.output_bucket,
+        source_buckets=settings.source_buckets,
+    )
 
 
 async def _run(
