@@ -36,6 +36,22 @@ _CONTENT_TYPES = {".flac": "audio/flac", ".wav": "audio/wav", ".tar": "applicati
 
 
 @dataclass(frozen=True, slots=True)
+class Standing:
+    """What stands as a recording's manifest."""
+
+    data: bytes
+    etag: str
+
+    def manifest(self) -> Manifest:
+        """Parse it.
+
+        Raises:
+            PermanentError: `foreign_manifest`, it is not one of ours.
+        """
+        return decode(self.data)
+
+
+@dataclass(frozen=True, slots=True)
 class ManifestHead:
     """What a manifest was made from, as its object's metadata tells."""
 
@@ -65,17 +81,9 @@ class Sink:
         self._chunksize_bytes = multipart_chunksize_bytes
         self._retry = retry
 
-    async def read_manifest(self, prefix: str) -> tuple[Manifest, str] | None:
-        """GET the manifest below `prefix` (with its slash), and its ETag; None if there is none.
-
-        Raises:
-            PermanentError: `foreign_manifest`, something else lies there.
-        """
-        answer = await self._retry(self._get, prefix + MANIFEST_NAME)
-        if answer is None:
-            return None
-        data, etag = answer
-        return decode(data), etag
+    async def read_manifest(self, prefix: str) -> Standing | None:
+        """GET what stands below `prefix` (with its slash) as the manifest; None if nothing does."""
+        return await self._retry(self._get, prefix + MANIFEST_NAME)
 
     async def head_manifest(self, prefix: str) -> ManifestHead | None:
         """HEAD the manifest below `prefix`: what it was made from, without its segments; None if there is none."""
@@ -108,7 +116,7 @@ class Sink:
         winner = await self.read_manifest(manifest.output_prefix)
         if winner is None:
             raise TransientError("manifest_vanished", f"{key} stood in the way of the commit and is now gone")
-        return winner[0]
+        return winner.manifest()
 
     async def probe(self) -> None:
         """Prove that we may write and abort, and that a missing object reads as missing. Leaves nothing behind."""
@@ -118,7 +126,7 @@ class Sink:
             await self._retry(self._put_part, key, upload_id, 1, lambda: b"probe")
             await self._retry(self._abort_upload, key, upload_id)
 
-    async def _get(self, key: str) -> tuple[bytes, str] | None:
+    async def _get(self, key: str) -> Standing | None:
         with translated(f"S3 bucket {self._bucket}"):
             try:
                 answer = await self._client.get_object(Bucket=self._bucket, Key=key)
@@ -127,7 +135,7 @@ class Sink:
                     return None
                 raise
             async with answer["Body"]:  # entered, it gives aiohttp's response, without botocore's errors
-                return await answer["Body"].read(), answer["ETag"]
+                return Standing(await answer["Body"].read(), answer["ETag"])
 
     async def _head(self, key: str) -> ManifestHead | None:
         with translated(f"S3 bucket {self._bucket}"):

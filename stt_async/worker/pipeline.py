@@ -14,7 +14,7 @@ from stt_async.errors import PermanentError, WorkerLostError
 from stt_async.job import SplitJob, parse_split_job
 from stt_async.manifest import Manifest, build, settles
 from stt_async.params import SplitLimits, SplitParams
-from stt_async.services.sink import Sink
+from stt_async.services.sink import Sink, Standing
 from stt_async.services.source import Source
 from stt_async.services.trail import STARTED, Breadcrumb, Trail
 from stt_async.tasks import together
@@ -68,10 +68,8 @@ class SplitPipeline:
         params = job.params(self.params)
 
         standing = await self.sink.read_manifest(job.output_prefix)
-        if standing is not None and settles(standing[0], job, params, source_etag=job.source_etag):
-            return Outcome("job_skipped", {"segments": standing[0].total_segments})
-        if standing is not None and not job.replace:
-            raise _conflict(standing[0], job)
+        if standing is not None and (done := _settled(standing, job, params)):
+            return Outcome("job_skipped", {"segments": done.total_segments})
 
         times = StageTimes()
         async with self.scratch.room(job.source_size) as folder:
@@ -85,7 +83,7 @@ class SplitPipeline:
                     self.sink.put(folder / "out" / name, job.output_prefix + name) for name in manifest.object_names()
                 )
                 lease.require()
-                winner = await self.sink.commit(manifest, replaces=standing[1] if standing else None)
+                winner = await self.sink.commit(manifest, replaces=standing.etag if standing else None)
         if winner is not manifest and not settles(winner, job, params, source_etag=etag):
             raise _conflict(winner, job)
         self.rates.add(
@@ -143,6 +141,25 @@ def _facts(manifest: Manifest) -> dict[str, Any]:
         "truncated": manifest.recording.truncated,
         "source_bytes": manifest.recording.source_bytes,
     }
+
+
+def _settled(standing: Standing, job: SplitJob, params: SplitParams) -> Manifest | None:
+    """Return what stands if it is the result that this job asks for, None if the job may write over it.
+
+    Raises:
+        PermanentError: neither.
+    """
+    try:
+        manifest = standing.manifest()
+    except PermanentError:
+        if job.replace:
+            return None
+        raise
+    if settles(manifest, job, params, source_etag=job.source_etag):
+        return manifest
+    if job.replace:
+        return None
+    raise _conflict(manifest, job)
 
 
 def _conflict(standing: Manifest, job: SplitJob) -> PermanentError:

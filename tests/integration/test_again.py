@@ -82,3 +82,22 @@ async def test_another_source_under_the_same_prefix_is_a_conflict(
 async def _facts_of_objects(site: Site) -> dict[str, tuple[datetime, str]]:
     listed: Any = await site.s3.list_objects_v2(Bucket=site.services.output_bucket)
     return {found["Key"]: (found["LastModified"], found["ETag"]) for found in listed["Contents"]}
+
+
+async def test_a_manifest_that_is_not_ours_stands_until_told_to_replace(
+    site: Site, start_worker: StartWorker, speech: Path
+) -> None:
+    worker = await start_worker(site)
+    await site.put_recordings({"a.wav": speech})
+    foreign = b'{"made": "by something else"}'
+    await site.s3.put_object(Bucket=site.services.output_bucket, Key="a.wav/metadata.json", Body=foreign)
+    await site.send(site.job("a.wav"))
+    await worker.wait_for("job_failed")
+    await wait_until(site.is_drained, what="the message to be deleted")
+    (letter,) = await site.take_dead_letters()
+    assert letter.attributes["code"] == "foreign_manifest"
+    assert await site.read("a.wav/metadata.json") == foreign
+
+    await site.send(site.job("a.wav") | {"replace": True})
+    await worker.wait_for("job_succeeded")
+    await verified(site, "a.wav")

@@ -227,7 +227,7 @@ async def test_the_first_commit_stands_and_tells_what_it_was_made_from(s3: S3, s
     assert s3.objects == {KEY: encode(manifest)}
     standing = await sink.read_manifest(manifest.output_prefix)
     assert standing is not None
-    assert standing[0] == manifest
+    assert standing.manifest() == manifest
     assert await sink.head_manifest(manifest.output_prefix) == ManifestHead(manifest.params_sha256, "e1")
 
 
@@ -250,10 +250,10 @@ async def test_a_replacement_replaces_what_it_saw_and_nothing_newer(s3: S3, sink
     seen = await sink.read_manifest(old.output_prefix)
     assert seen is not None
     s3.objects[KEY] = encode(newer)
-    assert await sink.commit(mine, replaces=seen[1]) == newer
+    assert await sink.commit(mine, replaces=seen.etag) == newer
     seen = await sink.read_manifest(old.output_prefix)
     assert seen is not None
-    assert await sink.commit(mine, replaces=seen[1]) is mine
+    assert await sink.commit(mine, replaces=seen.etag) is mine
     assert s3.objects[KEY] == encode(mine)
 
 
@@ -265,8 +265,10 @@ async def test_a_replacement_of_what_is_gone_may_be_tried_again(s3: S3, sink: Si
 
 async def test_something_else_in_its_place_is_refused(s3: S3, sink: Sink) -> None:
     s3.objects[KEY] = b"{}"
+    standing = await sink.read_manifest("amdo/001.mp3/")
+    assert standing is not None
     with pytest.raises(PermanentError) as caught:
-        await sink.read_manifest("amdo/001.mp3/")
+        standing.manifest()
     assert caught.value.code == "foreign_manifest"
 
 
