@@ -1,13 +1,15 @@
 """SQS delivers at least once: the same job twice is one result."""
 
+import signal
 from pathlib import Path
 
 import pytest
 
-from tests.support.commands import StartWorker
+from tests.support.commands import StartWorker, Worker
 from tests.support.outputs import verified
 from tests.support.proxy import OpenProxy
-from tests.support.site import Counts, Site
+from tests.support.site import Counts, OpenSite, Site
+from tests.support.stages import KEY, HoldJob
 from tests.support.waiting import wait_until
 
 
@@ -38,3 +40,36 @@ async def test_one_job_delivered_twice_at_once_is_one_result(
     assert len(ends) == 2
     await verified(site, speech.name)
     assert await site.dead_letter_counts() == Counts(visible=0, in_flight=0)
+
+
+async def test_a_worker_frozen_for_longer_than_its_lease_changes_nothing_when_it_wakes(
+    open_site: OpenSite, start_worker: StartWorker, hold_job: HoldJob, speech: Path
+) -> None:
+    site = await open_site(visibility_timeout_s=3)
+    held = await hold_job(site, "download")
+    frozen = held.worker
+    frozen.signal(signal.SIGSTOP)
+    heir = await start_worker(site, **held.variables)
+    (done,) = await heir.wait_for("job_succeeded")
+    assert done["receive_count"] == 2
+    await wait_until(site.is_drained, what="the message to be deleted")
+    standing = await verified(site, KEY)
+    heir.signal(signal.SIGTERM)
+    assert await heir.wait() == 0
+
+    frozen.signal(signal.SIGCONT)
+    held.let_go()
+    await site.put_recordings({"next.wav": speech})
+    await site.send(site.job("next.wav"))
+    await wait_until(lambda: _ends(frozen, KEY), what="the job it held to be given up")
+    await wait_until(lambda: _ends(frozen, "next.wav"), what="the next job to be done")
+    await wait_until(site.is_drained, what="all messages to be deleted")
+    assert await verified(site, KEY) == standing
+    await verified(site, "next.wav")
+    assert await site.dead_letter_counts() == Counts(visible=0, in_flight=0)
+
+
+def _ends(worker: Worker, key: str) -> list[str]:
+    """The events with which a worker told the end of the jobs of a recording."""
+    lines = (line for line in worker.lines() if str(line.get("recording", "")).endswith(f"/{key}"))
+    return [line["event"] for line in lines if line["event"].startswith("job_")]
