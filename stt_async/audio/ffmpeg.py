@@ -15,7 +15,7 @@ _FORMATS = "aac,aiff,amr,asf,au,avi,caf,flac,flv,matroska,mov,mp3,mpeg,mpegts,ni
 """Demuxers that read one file and nothing else. FFmpeg follows a playlist (hls, concat, dash) named .mp3 to any
 local file it names, even under a protocol whitelist; these cannot."""
 
-_FULL_SCALE = {"u8": 1 / 128, "s16": 1 / 32_768, "s32": 1 / 2_147_483_648}
+_FULL_SCALE = {"u8": 1 / 128, "s16": 1 / 32_768, "s32": 1 / 2**31, "s64": 1 / 2**63}
 
 _GUESSES_LENGTH = {"aac", "amr", "mpeg", "mpegts"}
 
@@ -113,7 +113,7 @@ def _planes(frame: av.AudioFrame) -> Sequence[Samples]:
     raw = frame.to_ndarray()
     if not frame.format.is_planar:
         raw = raw.reshape(frame.samples, -1).T
-    samples = raw.astype(np.float32)
+    samples = raw.astype(np.float32, order="C")
     kind = frame.format.name.removesuffix("p")
     if kind == "u8":
         samples -= 128
