@@ -48,6 +48,32 @@ async def test_a_server_that_goes_away_opens_the_breaker_and_no_job_is_lost_or_s
         await verified(site, key)
 
 
+async def test_the_queue_goes_away_before_a_message_is_deleted_and_its_job_stays_done_once(
+    open_site: OpenSite, hold_job: HoldJob, open_proxy: OpenProxy, speech: Path
+) -> None:
+    site = await open_site(visibility_timeout_s=10)
+    proxy = await open_proxy(site.services.servers.queues_url)
+    held = await hold_job(site, "download", AWS_ENDPOINT_URL_SQS=proxy.url, **_SHORT_RETRIES)
+    await proxy.refuse()
+    held.let_go()
+    await held.worker.wait_for("job_succeeded")
+    await held.worker.wait_for("message_unsettled")
+    standing = await verified(site, KEY)
+    await held.worker.wait_for("breaker_opened")
+    await site.put_recordings({"next.wav": speech})
+    await site.send(site.job("next.wav"))
+    await proxy.accept()
+    await held.worker.wait_for("breaker_closed")
+    done = await held.worker.wait_for("job_succeeded", count=2)
+    assert done[1]["receive_count"] == 1
+    (skipped,) = await held.worker.wait_for("job_skipped")
+    assert skipped["receive_count"] == 2
+    await wait_until(site.is_drained, what="both messages to be deleted")
+    assert await verified(site, KEY) == standing
+    await verified(site, "next.wav")
+    assert await site.dead_letter_counts() == Counts(visible=0, in_flight=0)
+
+
 @pytest.mark.parametrize("source_type", ["minio", "s3"])
 async def test_a_download_cut_in_the_middle_is_done_again_and_comes_out_whole(
     site: Site, start_worker: StartWorker, open_proxy: OpenProxy, speech: Path, source_type: str
