@@ -5,8 +5,8 @@ import hashlib
 import re
 import time
 from collections.abc import AsyncIterator
+from io import FileIO
 from pathlib import Path
-from typing import BinaryIO
 
 from stt_async.errors import TransientError
 
@@ -79,18 +79,20 @@ class Download:
         self.restart()
         raise TransientError("download_corrupt", f"the content's MD5 is {md5}, its ETag says {etag}")
 
-    def _opened(self) -> BinaryIO:
+    def _opened(self) -> FileIO:
         try:
-            file = self._file.open("r+b" if self.offset_bytes else "wb")
+            # No buffer: what a full disk refused would be written again on closing, and that error hide the first.
+            file = self._file.open("r+b" if self.offset_bytes else "wb", buffering=0)
         except OSError as error:
             raise _disk(error) from error
         file.seek(self.offset_bytes)
         return file
 
-    def _append(self, file: BinaryIO, chunk: bytes) -> None:
+    def _append(self, file: FileIO, chunk: bytes) -> None:
+        left = memoryview(chunk)
         try:
-            file.write(chunk)
-            file.flush()
+            while left:
+                left = left[file.write(left) :]
         except OSError as error:
             raise _disk(error) from error
         self._md5.update(chunk)
