@@ -102,13 +102,14 @@ async def _assert_interruptible(process: ChildProcess) -> None:
     assert alive == []
 
 
+@pytest.mark.timeout(300)
 async def test_every_real_recording_is_accounted_for_and_done_once(tmp_path: Path, dev_data: Path) -> None:
     recordings = {
         file.relative_to(dev_data).as_posix()
         for file in dev_data.rglob("*")
         if file.is_file() and file.suffix.lower() in AUDIO_SUFFIXES
     }
-    finished, said = await _demo(dev_data, "--out", tmp_path, timeout_s=110)
+    finished, said = await _demo(dev_data, "--out", tmp_path, timeout_s=150)
     count = len(recordings)
     assert said == {"settled": count, "all": count, "before": 0, "sent": count}
     done = _manifests(tmp_path).keys()
@@ -118,6 +119,6 @@ async def test_every_real_recording_is_accounted_for_and_done_once(tmp_path: Pat
     assert finished.stdout.count("dead-lettered: ") == len(recordings - done)
 
     (tmp_path / "logs" / "worker.log").unlink()
-    _, said = await _demo(dev_data, "--out", tmp_path, timeout_s=60)
+    _, said = await _demo(dev_data, "--out", tmp_path, timeout_s=100)
     assert said == {"settled": count, "all": count, "before": len(done), "sent": count - len(done)}
     assert _jobs(tmp_path) <= {"job_failed"}

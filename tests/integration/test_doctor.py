@@ -55,8 +55,7 @@ _NO_REDRIVE = _Broken(
         pytest.param([_WRONG_MINIO_KEY, _NO_OUTPUT_BUCKET], id="wrong MinIO key, no output bucket"),
         pytest.param([_NO_SOURCE_BUCKET, _NO_REDRIVE], id="no source bucket, no redrive policy"),
         pytest.param([_WRONG_AWS_KEY, _NO_QUEUE], id="wrong AWS key, no queue"),
-        pytest.param([_DEAD_MINIO], id="dead MinIO"),
-        pytest.param([_DEAD_S3], id="dead S3"),
+        pytest.param([_DEAD_MINIO, _DEAD_S3], id="dead MinIO, dead S3"),
     ],
 )
 async def test_what_is_out_of_order_exits_3_and_says_what_to_do(

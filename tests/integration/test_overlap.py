@@ -3,8 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from tests.support.commands import StartWorker
 from tests.support.proxy import OpenProxy
 from tests.support.site import Site
@@ -12,9 +10,8 @@ from tests.support.site import Site
 _JOBS = 8
 
 
-@pytest.mark.parametrize("layout", ["objects", "tar"])
 async def test_downloads_and_uploads_of_other_jobs_run_while_the_pool_is_busy(
-    site: Site, start_worker: StartWorker, open_proxy: OpenProxy, five_minutes: Path, layout: str
+    site: Site, start_worker: StartWorker, open_proxy: OpenProxy, five_minutes: Path
 ) -> None:
     proxy = await open_proxy(site.services.servers.objects.url)
     keys = [f"{number}.wav" for number in range(_JOBS)]
@@ -27,7 +24,6 @@ async def test_downloads_and_uploads_of_other_jobs_run_while_the_pool_is_busy(
         "--once",
         STT_PROCESSES="1",
         STT_DOWNLOADS="2",
-        STT_LAYOUT=layout,
         STT_MINIO_ENDPOINT=proxy.endpoint,
         AWS_ENDPOINT_URL_S3=proxy.url,
     )
