@@ -50,6 +50,10 @@ class TransientError(JobError):
     failure = "transient"
 
 
+class SpoiltAttemptError(TransientError):
+    """This attempt cannot succeed any more, a new one may: not worth another try within the call."""
+
+
 class DependencyError(JobError):
     """A service refuses everyone or is out of reach: stop receiving until a probe succeeds."""
 

@@ -8,7 +8,7 @@ from typing import ParamSpec, TypeVar
 import structlog
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_before_delay, wait_random_exponential
 
-from stt_async.errors import UNREACHABLE, DependencyError, JobError, TransientError
+from stt_async.errors import UNREACHABLE, DependencyError, JobError, SpoiltAttemptError, TransientError
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -53,6 +53,8 @@ def redelivery_delay_s(receive_count: int) -> int:
 
 
 def _may_pass(error: BaseException) -> bool:
+    if isinstance(error, SpoiltAttemptError):
+        return False
     return isinstance(error, TransientError) or (isinstance(error, DependencyError) and error.code == UNREACHABLE)
 
 

@@ -19,7 +19,7 @@ from botocore.exceptions import (
     SSLError,
 )
 
-from stt_async.errors import UNREACHABLE, DependencyError, JobError, TransientError
+from stt_async.errors import UNREACHABLE, DependencyError, JobError, SpoiltAttemptError, TransientError
 from stt_async.settings import Settings
 
 if TYPE_CHECKING:
@@ -53,6 +53,9 @@ REFUSED = frozenset(
 
 GONE = frozenset({"NoSuchBucket", "AWS.SimpleQueueService.NonExistentQueue", "QueueDoesNotExist", "PermanentRedirect"})
 """Error codes of a bucket or a queue that is not there."""
+
+SPOILT = frozenset({"NoSuchUpload"})
+"""Error codes after which a new attempt may succeed, but never the same call: somebody aborted this upload."""
 
 _TIMEOUT_S = 30
 
@@ -113,4 +116,6 @@ def _meaning(service: str, error: ClientError) -> JobError:
     sentence = f"{service} answered {code} to {error.operation_name}: {error.response.get('Error', {}).get('Message')}"
     if code in REFUSED or code in GONE:
         return DependencyError(code, sentence)
+    if code in SPOILT:
+        return SpoiltAttemptError(code, sentence)
     return TransientError(code, sentence)

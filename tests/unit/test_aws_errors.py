@@ -17,10 +17,22 @@ from botocore.exceptions import (
     SSLError,
 )
 
-from stt_async.errors import UNREACHABLE, DependencyError, JobError, LeaseLostError, PermanentError, TransientError
+from stt_async.errors import (
+    UNREACHABLE,
+    DependencyError,
+    JobError,
+    LeaseLostError,
+    PermanentError,
+    SpoiltAttemptError,
+    TransientError,
+)
 from stt_async.services.aws import error_code, translated
 
 URL = "https://sqs.us-east-1.amazonaws.com/"
+
+
+def test_an_upload_that_was_aborted_is_not_tried_again_within_the_call() -> None:
+    assert type(meaning(answer("NoSuchUpload"))) is SpoiltAttemptError
 
 
 def answer(code: str) -> ClientError:

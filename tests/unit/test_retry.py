@@ -11,6 +11,7 @@ from stt_async.errors import (
     DependencyError,
     LeaseLostError,
     PermanentError,
+    SpoiltAttemptError,
     TransientError,
     WorkerLostError,
 )
@@ -53,6 +54,7 @@ async def test_what_may_pass_is_tried_again(error: Exception) -> None:
     [
         PermanentError("source_missing", "gone"),
         DependencyError("AccessDenied", "no"),
+        SpoiltAttemptError("NoSuchUpload", "aborted"),
         WorkerLostError("child_died", "exit code -9"),
         LeaseLostError("not ours"),
         ZeroDivisionError("a bug"),
