@@ -58,13 +58,18 @@ def seconds(function: Callable[[], object]) -> float:
     return time.process_time() - start
 
 
-def in_turns(functions: dict[str, Callable[[], object]], rounds: int) -> Figures:
-    """Run all in turns; return the median CPU seconds of each."""
+def in_turns(functions: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """Run all in turns; return the CPU seconds of each round."""
     taken: dict[str, list[float]] = {name: [] for name in functions}
     for _ in range(rounds):
         for name, function in functions.items():
             taken[name].append(seconds(function))
-    return {name: statistics.median(times) for name, times in taken.items()}
+    return taken
+
+
+def ratio(others: list[float], ours: list[float]) -> float:
+    """Return the median of the ratios round by round: the machine's speed drifts, but less within a round."""
+    return statistics.median(other / our for other, our in zip(others, ours, strict=True))
 
 
 def speech(data: Path) -> tuple[Samples, int]:
@@ -159,9 +164,11 @@ def vad(samples: Samples, rounds: int) -> Figures:
     ours()
     taken = in_turns(functions, rounds)
     duration_s = len(samples) / SAMPLE_RATE_HZ
-    figures = {name: duration_s / time_s for name, time_s in taken.items()}
+    figures = {name: duration_s / statistics.median(times) for name, times in taken.items()}
     return figures | {
-        f"ratio_to_{name}": taken[name] / taken["stt_async"] for name in ("reference", "sequence") if name in taken
+        f"ratio_to_{name}": ratio(taken[name], taken["stt_async"])
+        for name in ("reference", "sequence")
+        if name in taken
     }
 
 
@@ -180,9 +187,9 @@ def whole(paths: dict[str, Path], duration_s: float, rounds: int) -> dict[str, F
             taken = in_turns({"stt_async": ours, "reference": lambda p=path: reference(p, out_dir, model)}, rounds)  # type: ignore[misc]  # mypy does not infer a lambda's default
             found[name] = {
                 **{stage: duration_s / statistics.median(s[stage] for s in stages) for stage in stages[0]},
-                "stt_async": duration_s / taken["stt_async"],
-                "reference": duration_s / taken["reference"],
-                "ratio": taken["reference"] / taken["stt_async"],
+                "stt_async": duration_s / statistics.median(taken["stt_async"]),
+                "reference": duration_s / statistics.median(taken["reference"]),
+                "ratio": ratio(taken["reference"], taken["stt_async"]),
             }
     return found
 

@@ -11,6 +11,9 @@ Failure = Literal["permanent", "transient", "environment", "worker_lost"]
 UNREACHABLE = "unreachable"
 """Code of a service that does not answer at all: worth another try within the call, then a `DependencyError`."""
 
+DISK_FULL = "disk_full"
+"""Code of a job for which there was no space left: fewer are let in at once."""
+
 
 class SttError(Exception):
     """Base of everything this package raises on purpose."""

@@ -20,7 +20,7 @@ from stt_async.audio.silero import load_network
 from stt_async.audio.stopwatch import Stopwatch
 from stt_async.audio.stream import FRAME_SAMPLES
 from stt_async.audio.vad import Network
-from stt_async.errors import PermanentError, TransientError
+from stt_async.errors import DISK_FULL, PermanentError, TransientError
 from stt_async.manifest import Archive, Recording, Segment, SplitResult
 from stt_async.params import SAMPLE_RATE_HZ, Layout, SplitLimits, SplitParams
 
@@ -49,7 +49,7 @@ def split(source: Path, out_dir: Path, params: SplitParams, limits: SplitLimits 
             return _split(file.fileno(), out_dir, params, limits)
     except OSError as error:
         if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-            raise TransientError("disk_full", f"no space left in {out_dir}") from error
+            raise TransientError(DISK_FULL, f"no space left in {out_dir}") from error
         raise
 
 

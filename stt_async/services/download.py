@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from io import FileIO
 from pathlib import Path
 
-from stt_async.errors import TransientError
+from stt_async.errors import DISK_FULL, TransientError
 
 MIN_RATE_BYTES_S = 32 * 1024
 RATE_WINDOW_S = 60.0
@@ -100,4 +100,4 @@ class Download:
 
 
 def _disk(error: OSError) -> TransientError:
-    return TransientError("disk_full", f"cannot write the download: {error}")
+    return TransientError(DISK_FULL, f"cannot write the download: {error}")

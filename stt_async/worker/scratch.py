@@ -11,7 +11,7 @@ from typing import IO
 
 import structlog
 
-from stt_async.errors import TransientError
+from stt_async.errors import DISK_FULL, TransientError
 from stt_async.worker.budget import Budget
 
 _log = structlog.get_logger()
@@ -37,19 +37,28 @@ class Scratch:
     async def room(self, source_bytes: int | None) -> AsyncIterator[Path]:
         """Wait, first come first served, until a recording of this size fits; yield an empty folder for it.
 
-        One that would never fit waits until it has the whole space to itself. The folder is removed at the end.
+        One that would never fit waits until it has the whole space to itself. The folder is removed at the end. A full
+        disk halves what is let in together; each job that ends well widens it again.
         """
         needed_bytes = (source_bytes or UNKNOWN_SOURCE_BYTES) * SCRATCH_PER_SOURCE_BYTE
         async with self._budget_bytes.take(needed_bytes):
-            with self._room_folder() as folder:
-                yield folder
+            try:
+                with self._room_folder() as folder:
+                    yield folder
+            except TransientError as error:
+                if error.code == DISK_FULL:
+                    # Others write here too, or the estimates were too low: let fewer in, until it goes well again.
+                    self._budget_bytes.shrink()
+                    _log.warning("scratch_full", admitted_bytes=self._budget_bytes.total)
+                raise
+            self._budget_bytes.grow()
 
     @contextmanager
     def _room_folder(self) -> Iterator[Path]:
         try:
             folder = Path(tempfile.mkdtemp(prefix="job-", dir=self._folder))
         except OSError as error:
-            raise TransientError("disk_full", f"cannot make a folder in {self._folder}: {error}") from error
+            raise TransientError(DISK_FULL, f"cannot make a folder in {self._folder}: {error}") from error
         try:
             yield folder
         finally:

@@ -1,15 +1,18 @@
 """The split command: recordings on disk to segments on disk, without any service."""
 
+import asyncio
 import hashlib
 import io
 import shutil
 import signal
+import struct
 import sys
 import tarfile
 from pathlib import Path
 from typing import Any
 
 import orjson
+import psutil
 import pytest
 import soundfile
 
@@ -167,3 +170,61 @@ def _verify(folder: Path, manifest: Any) -> None:
         data = contents[segment["filename"]]
         assert (len(data), hashlib.sha256(data).hexdigest()) == (segment["bytes"], segment["sha256"])
         assert soundfile.info(io.BytesIO(data)).frames == segment["end_sample"] - segment["start_sample"]
+
+
+async def test_ten_hours_stay_under_600_mb_with_all_processes(tmp_path: Path, speech: Path) -> None:
+    recording, seconds = tmp_path / "ten-hours.wav", 10 * 3600
+    _write_long(recording, speech, seconds)
+    process = ChildProcess(
+        [sys.executable, "-m", "stt_async", "split", recording, "--out", tmp_path / "out"],
+        environment=plain_environment(),
+        directory=ROOT,
+        log=tmp_path / "split.log",
+    )
+    peak_bytes = 0
+    async with process:
+        ended = asyncio.create_task(process.wait())
+        while not ended.done():
+            peak_bytes = max(peak_bytes, sum(map(_pss_bytes, process.group())))
+            await asyncio.wait({ended}, timeout=0.1)
+        assert ended.result() == 0, process.log_tail()
+    assert 100e6 < peak_bytes < 600e6
+    manifest = _manifest(tmp_path / "out" / recording.name)
+    assert manifest["recording"]["decoded_duration_s"] == seconds
+    assert manifest["segments"][0]["start_sec"] < 20
+    assert manifest["segments"][-1]["end_sec"] > seconds - 20
+
+
+def _write_long(recording: Path, speech: Path, seconds: int) -> None:
+    """Speech at both ends, and a hole in the file between them: hours that cost no disk."""
+    samples, rate_hz = soundfile.read(speech, dtype="int16")
+    data, data_bytes = samples.tobytes(), seconds * rate_hz * 2
+    with recording.open("wb") as file:
+        file.write(
+            struct.pack(
+                "<4sI8sIHHIIHH4sI",
+                b"RIFF",
+                36 + data_bytes,
+                b"WAVEfmt ",
+                16,
+                1,
+                1,
+                rate_hz,
+                rate_hz * 2,
+                2,
+                16,
+                b"data",
+                data_bytes,
+            )
+        )
+        file.write(data)
+        file.truncate(44 + data_bytes)
+        file.seek(-len(data), 2)
+        file.write(data)
+
+
+def _pss_bytes(pid: int) -> int:
+    try:
+        return int(psutil.Process(pid).memory_full_info().pss)
+    except psutil.NoSuchProcess:
+        return 0
