@@ -15,7 +15,7 @@ STAGES = {
     "hash, scratch, cuts": ("#9d9da1", ("hash", "scratch", "segment")),
 }
 WIDTH, LEFT, TOP, ROW, BAR = 860, 170, 64, 34, 22
-FIGURES_WIDTH = 150
+FIGURES_WIDTH = 165
 
 
 def costs_us(row: dict[str, float]) -> dict[str, float]:
