@@ -120,6 +120,9 @@ def enqueue(
     replace: Annotated[
         bool, typer.Option("--replace", help="Also what was made from other parameters or another source.")
     ] = False,
+    retry_condemned: Annotated[
+        bool, typer.Option("--retry-condemned", help="Also what could not be split before, though it is the same.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Look and count, send nothing.")] = False,
     as_json: AsJson = False,
     env_file: EnvFile = None,
@@ -129,7 +132,10 @@ def enqueue(
         raise SettingsError("--collection and --prefix say the same thing: give one of them")
     ours = settings.load(env_file)
     selection = Selection(
-        prefix=f"{collection.rstrip('/')}/" if collection else prefix or "", limit=limit, replace=replace
+        prefix=f"{collection.rstrip('/')}/" if collection else prefix or "",
+        limit=limit,
+        replace=replace,
+        retry_condemned=retry_condemned,
     )
 
     with progress("sending jobs") as report:
@@ -140,7 +146,7 @@ def enqueue(
         return
     out.print(
         f"{summary.listed} objects listed: {summary.done} done already, {summary.other_params} made from other "
-        f"parameters or another source, {summary.not_audio} not audio",
+        f"parameters or another source, {summary.condemned} known to be unusable, {summary.not_audio} not audio",
         highlight=False,
     )
     for key in summary.unusable_keys:

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from stt_async.job import AUDIO_SUFFIXES, SplitJob, split_job_id
 from stt_async.services.connections import Connections, connect
 from stt_async.services.queue import BATCH
+from stt_async.services.sink import ManifestHead
 from stt_async.services.source import SourceObject
 from stt_async.settings import Settings
 from stt_async.tasks import together
@@ -26,6 +27,8 @@ class Summary:
     done: int = 0
     other_params: int = 0
     """Already split, but from other parameters or another source: they stand unless told to replace."""
+    condemned: int = 0
+    """Found before to be no recording that can be split; left out unless told to try again."""
     unusable_keys: list[str] = field(default_factory=list)
     sent: int = 0
     sent_bytes: int = 0
@@ -39,6 +42,8 @@ class Selection:
     limit: int | None = None
     replace: bool = False
     """Send those again that were made from other parameters or another source."""
+    retry_condemned: bool = False
+    """Send those again that could not be split, though their bytes are the same."""
 
 
 async def enqueue(settings: Settings, selection: Selection, progress: Callable[[Summary], None]) -> Summary:
@@ -85,11 +90,14 @@ async def _go_through(
     async for chunk in _chunks(services, settings.source_bucket, selection.prefix):
         jobs = _jobs(settings, chunk, summary)
         heads = await together(services.sink.head_manifest(job.output_prefix) for job in jobs)
+        condemned = await _condemned(services, selection, jobs, heads)
         wanted: list[SplitJob] = []
         for job, head in zip(jobs, heads, strict=True):
             if len(wanted) + summary.sent == selection.limit:
                 break
-            if head is None:
+            if job.job_id in condemned:
+                summary.condemned += 1
+            elif head is None:
                 wanted.append(job)
             elif head.params_sha256 == digest and head.source_etag in {job.source_etag, ""}:
                 summary.done += 1
@@ -104,6 +112,17 @@ async def _go_through(
         if summary.sent == selection.limit:
             break
     return summary
+
+
+async def _condemned(
+    services: Connections, selection: Selection, jobs: Sequence[SplitJob], heads: Sequence[ManifestHead | None]
+) -> set[str]:
+    """Return the ids of the jobs without a manifest that are known to be hopeless."""
+    if selection.retry_condemned:
+        return set()
+    open_jobs = [job for job, head in zip(jobs, heads, strict=True) if head is None]
+    found = await together(services.trail.is_condemned(job) for job in open_jobs)
+    return {job.job_id for job, hopeless in zip(open_jobs, found, strict=True) if hopeless}
 
 
 async def _chunks(services: Connections, bucket: str, prefix: str) -> AsyncIterator[list[SourceObject]]:

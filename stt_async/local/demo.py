@@ -19,6 +19,8 @@ from stt_async.local.process import ChildProcess, plain_environment
 from stt_async.local.servers import LocalServices, local_services
 from stt_async.manifest import MANIFEST_NAME, Manifest, decode
 from stt_async.progress import progress
+from stt_async.services.trail import CONDEMNED
+from stt_async.services.trail import PREFIX as FAILURES
 from stt_async.tasks import together
 
 if TYPE_CHECKING:
@@ -96,7 +98,8 @@ async def _run(
     summary = await _enqueue(environment, out / "logs" / "enqueue.log")
     log = out / "logs" / "worker.log"
     await _work(environment, log, summary["sent"], services, sqs)
-    reasons = await _dead_letters(services, sqs)
+    # The queues of a demo are gone with it; what it found to be unusable is in the bucket.
+    reasons = await _condemned(services, s3) | await _dead_letters(services, sqs)
     segments = out / "segments"
     accounts = await together(
         _account(recording, reasons.get(recording.name), segments / recording.name, services, s3)
@@ -185,6 +188,18 @@ async def _dead_letters(services: LocalServices, sqs: "SQSClient") -> dict[str, 
             break
     for handle in handles:
         await sqs.change_message_visibility(QueueUrl=url, ReceiptHandle=handle, VisibilityTimeout=0)
+    return reasons
+
+
+async def _condemned(services: LocalServices, s3: "S3Client") -> dict[str, str]:
+    """Read why recordings were found to be unusable, now or in an earlier demo, by source key."""
+    reasons: dict[str, str] = {}
+    pages = s3.get_paginator("list_objects_v2").paginate(Bucket=services.output_bucket, Prefix=FAILURES)
+    async for page in pages:
+        for found in page.get("Contents", []):
+            if found["Key"].endswith(CONDEMNED):
+                note = orjson.loads(await _read(s3, services.output_bucket, found["Key"]) or b"{}")
+                reasons[note["source_key"]] = note["reason"]
     return reasons
 
 

@@ -1,7 +1,8 @@
 """Breadcrumbs: what attempts at a job leave behind, below `failures/` in the output bucket, for the next one.
 
 A process that dies tells nobody why. So each attempt after the first leaves a mark before it splits, and any attempt
-whose process was lost says so. A lifecycle rule of the bucket removes them in time.
+whose process was lost says so. What can never be split is noted once. A lifecycle rule removes all of it in
+time.
 """
 
 import socket
@@ -11,15 +12,21 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 import orjson
+from botocore.exceptions import ClientError
 
+from stt_async.errors import PermanentError
+from stt_async.job import SplitJob
 from stt_async.retry import Retry
-from stt_async.services.aws import translated
+from stt_async.services.aws import error_code, translated
 
 if TYPE_CHECKING:
     from types_aiobotocore_s3 import S3Client
 
 PREFIX = "failures/"
 STARTED = "started"
+CONDEMNED = "permanent.json"
+
+_SOURCE_ETAG = "source-etag"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,15 +59,47 @@ class Trail:
         """Return what earlier attempts at a job left, in their order."""
         return sorted(await self._retry(self._read, _folder(job_id)), key=lambda crumb: crumb.attempt)
 
-    async def _put(self, key: str, data: bytes) -> None:
+    async def condemn(self, job: SplitJob, source_etag: str | None, error: PermanentError) -> None:
+        """Note that these bytes can never be split, so that nobody has to find out again."""
+        note = {
+            "recording": job.recording,
+            "source_key": job.source_key,
+            "source_etag": source_etag,
+            "code": error.code,
+            "reason": error.message,
+            "at": datetime.now(UTC),
+        }
+        head = {_SOURCE_ETAG: source_etag or ""}
+        await self._retry(self._put, _folder(job.job_id) + CONDEMNED, orjson.dumps(note), head)
+
+    async def is_condemned(self, job: SplitJob) -> bool:
+        """Tell whether the bytes that a job names were condemned: by its ETag, without which nothing is."""
+        etag = await self._retry(self._head, _folder(job.job_id) + CONDEMNED)
+        return bool(etag) and etag == job.source_etag
+
+    async def _put(self, key: str, data: bytes, head: dict[str, str] | None = None) -> None:
         with translated(f"S3 bucket {self._bucket}"):
-            await self._client.put_object(Bucket=self._bucket, Key=key, Body=data, ContentType="application/json")
+            await self._client.put_object(
+                Bucket=self._bucket, Key=key, Body=data, ContentType="application/json", Metadata=head or {}
+            )
+
+    async def _head(self, key: str) -> str | None:
+        with translated(f"S3 bucket {self._bucket}"):
+            try:
+                answer = await self._client.head_object(Bucket=self._bucket, Key=key)
+            except ClientError as error:
+                if error_code(error) in {"NoSuchKey", "404"}:
+                    return None
+                raise
+        return answer["Metadata"].get(_SOURCE_ETAG)
 
     async def _read(self, folder: str) -> list[Breadcrumb]:
         crumbs: list[Breadcrumb] = []
         with translated(f"S3 bucket {self._bucket}"):
             listed = await self._client.list_objects_v2(Bucket=self._bucket, Prefix=folder)
             for found in listed.get("Contents", []):
+                if found["Key"].endswith(CONDEMNED):
+                    continue
                 answer = await self._client.get_object(Bucket=self._bucket, Key=found["Key"])
                 facts = orjson.loads(await answer["Body"].read())
                 crumbs.append(

@@ -75,7 +75,7 @@ class SplitPipeline:
         async with self.scratch.room(job.source_size) as folder:
             with times.stage("fetch"):
                 etag = await self.source.fetch(job, folder / "source")
-            split = await self._split(folder, params, job.job_id, attempt=lease.message.receive_count)
+            split = await self._split(folder, params, job, etag, attempt=lease.message.receive_count)
             times.add("split", split.started_s, split.ended_s)
             manifest = build(job, split.result, params, source_etag=etag, processed_at=datetime.now(UTC))
             with times.stage("put"):
@@ -94,17 +94,22 @@ class SplitPipeline:
         )
         return Outcome("job_succeeded", _facts(manifest) | {"stages": times.spans})
 
-    async def _split(self, folder: Path, params: SplitParams, job_id: str, *, attempt: int) -> Split:
+    async def _split(
+        self, folder: Path, params: SplitParams, job: SplitJob, source_etag: str | None, *, attempt: int
+    ) -> Split:
         """Split in the pool; alone in it, when an earlier attempt ended without a word or lost its process."""
         earlier: list[Breadcrumb] = []
         if attempt > 1:
-            earlier = await self.trail.read(job_id)
-            await self.trail.leave(job_id, attempt, STARTED)
+            earlier = await self.trail.read(job.job_id)
+            await self.trail.leave(job.job_id, attempt, STARTED)
         split = self.pool.split_alone if earlier else self.pool.split
         try:
             return await split(folder / "source", _made(folder / "out"), params, self.limits)
+        except PermanentError as error:
+            await self.trail.condemn(job, source_etag, error)
+            raise
         except WorkerLostError as error:
-            await self.trail.leave(job_id, attempt, error.code)
+            await self.trail.leave(job.job_id, attempt, error.code)
             told = "".join(f"; {crumb}" for crumb in earlier)
             raise WorkerLostError(error.code, f"{error.message}{told}") from error
 

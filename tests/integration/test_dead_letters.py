@@ -58,7 +58,8 @@ async def test_each_permanent_error_is_a_dead_letter_with_its_reason(
         assert word in attributes["reason"]
     assert await site.is_drained()
     assert set(await site.manifests()) == {"good-1.wav", "good-2.wav"}
-    assert {key.split("/")[0] for key in await site.objects()} == {"good-1.wav", "good-2.wav"}
+    assert {key.split("/")[0] for key in await site.objects()} == {"good-1.wav", "good-2.wav", "failures"}
+    assert all(key.endswith("/permanent.json") for key in await site.objects("failures/"))
     for key in ("good-1.wav", "good-2.wav"):
         assert (await verified(site, key))["status"] == "ok"
     done = {line["recording"]: line["receive_count"] for line in worker.events("job_succeeded")}

@@ -15,6 +15,7 @@ _KEYS = {
     "not_audio",
     "done",
     "other_params",
+    "condemned",
     "unusable_keys",
     "sent",
     "sent_bytes",
@@ -161,3 +162,23 @@ async def test_a_missing_bucket_or_queue_is_one_sentence_and_exit_3(site: Site) 
         assert value in finished.stderr
         assert "Traceback" not in finished.stderr
     assert await site.counts() == Counts(visible=0, in_flight=0)
+
+
+async def test_what_can_never_be_split_is_found_out_once_and_tried_again_when_asked_or_changed(
+    site: Site, start_worker: StartWorker, speech: Path
+) -> None:
+    await site.put_recordings({"a.mp3": b"<html>quota exceeded</html>"})
+    worker = await start_worker(site)
+    assert (await _enqueue(site))["sent"] == 1
+    await worker.wait_for("job_failed")
+    await wait_until(site.is_drained, what="the message to be deleted")
+
+    again = await _enqueue(site)
+    assert (again["condemned"], again["sent"]) == (1, 0)
+    assert (await _enqueue(site, "--dry-run", "--retry-condemned"))["sent"] == 1
+
+    await site.put_recordings({"a.mp3": speech})
+    changed = await _enqueue(site)
+    assert (changed["condemned"], changed["sent"]) == (0, 1)
+    await worker.wait_for("job_succeeded")
+    assert (await _enqueue(site))["done"] == 1
