@@ -146,11 +146,6 @@ class Settings(BaseSettings):
         return self.slots or 2 * self.processes + self.downloads
 
     @property
-    def heartbeat_interval_s(self) -> float:
-        """A third of the visibility timeout: two heartbeats may fail before the message is lost."""
-        return self.visibility_timeout_s / 3
-
-    @property
     def source_buckets(self) -> frozenset[str]:
         """Buckets that a job may name as its source."""
         return frozenset({self.source_bucket, *self.allowed_source_buckets})

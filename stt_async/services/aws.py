@@ -106,6 +106,18 @@ def translated(service: str) -> Iterator[None]:
         raise TransientError("connection_broken", f"{service}: {str(error) or type(error).__name__}") from error
 
 
+async def object_metadata(client: "S3Client", bucket: str, key: str) -> dict[str, str] | None:
+    """HEAD an object and return its own metadata; None if it is not there."""
+    with translated(f"S3 bucket {bucket}"):
+        try:
+            answer = await client.head_object(Bucket=bucket, Key=key)
+        except ClientError as error:
+            if error_code(error) in {"NoSuchKey", "404"}:
+                return None
+            raise
+    return answer["Metadata"]
+
+
 def error_code(error: ClientError) -> str:
     """Return the service's error code; for an answer without a body, the HTTP status."""
     return str(error.response.get("Error", {}).get("Code", "unknown"))

@@ -14,7 +14,7 @@ from botocore.exceptions import ClientError
 from stt_async.errors import JobError, TransientError
 from stt_async.manifest import MANIFEST_NAME, Manifest, decode, encode
 from stt_async.retry import Retry
-from stt_async.services.aws import error_code, translated
+from stt_async.services.aws import error_code, object_metadata, translated
 from stt_async.services.gate import Gate
 from stt_async.tasks import to_the_end, together
 
@@ -138,14 +138,9 @@ class Sink:
                 return Standing(await answer["Body"].read(), answer["ETag"])
 
     async def _head(self, key: str) -> ManifestHead | None:
-        with translated(f"S3 bucket {self._bucket}"):
-            try:
-                answer = await self._client.head_object(Bucket=self._bucket, Key=key)
-            except ClientError as error:
-                if error_code(error) in {"NoSuchKey", "404"}:
-                    return None
-                raise
-        metadata = answer["Metadata"]
+        metadata = await object_metadata(self._client, self._bucket, key)
+        if metadata is None:
+            return None
         return ManifestHead(metadata.get(_PARAMS, ""), metadata.get(_SOURCE_ETAG, ""))
 
     async def _put_file(self, file: Path, key: str) -> None:

@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 import orjson
-from botocore.exceptions import ClientError
 
 from stt_async.errors import PermanentError
 from stt_async.job import SplitJob
 from stt_async.retry import Retry
-from stt_async.services.aws import error_code, translated
+from stt_async.services.aws import object_metadata, translated
 
 if TYPE_CHECKING:
     from types_aiobotocore_s3 import S3Client
@@ -84,14 +83,8 @@ class Trail:
             )
 
     async def _head(self, key: str) -> str | None:
-        with translated(f"S3 bucket {self._bucket}"):
-            try:
-                answer = await self._client.head_object(Bucket=self._bucket, Key=key)
-            except ClientError as error:
-                if error_code(error) in {"NoSuchKey", "404"}:
-                    return None
-                raise
-        return answer["Metadata"].get(_SOURCE_ETAG)
+        metadata = await object_metadata(self._client, self._bucket, key)
+        return None if metadata is None else metadata.get(_SOURCE_ETAG)
 
     async def _read(self, folder: str) -> list[Breadcrumb]:
         crumbs: list[Breadcrumb] = []

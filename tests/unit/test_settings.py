@@ -194,10 +194,6 @@ def test_slots_leave_room_for_downloads_unless_given() -> None:
     assert load(processes=2, downloads=5).job_slots == 9
 
 
-def test_two_heartbeats_may_fail() -> None:
-    assert load(visibility_timeout_s=300).heartbeat_interval_s == 100
-
-
 @pytest.mark.parametrize("name", Settings.model_fields)
 def test_every_setting_is_described(name: str) -> None:
     assert Settings.model_fields[name].description
