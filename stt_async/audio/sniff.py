@@ -9,7 +9,8 @@ Decoder = Literal["ffmpeg", "libsndfile"]
 
 _HEAD_BYTES = 4_096
 _ID3_HEADER_BYTES = 10
-_PCM_TAGS = {1, 3, 0xFFFE}
+_FIXED_WIDTH_TAGS = {1, 3, 6, 7, 0xFFFE}
+"""WAV codecs whose frames all take the same bytes: PCM, floats, A-law, mu-law, and what says it further on."""
 _WRITTEN_AS_A_STREAM = {0, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF}
 """Sizes of a WAV's data that say: unknown when this was written."""
 _MPEG_SYNC = 0xFFE0
@@ -82,7 +83,7 @@ def declared_pcm_frames(fd: int) -> int | None:
 def _declared_wav_frames(head: bytes) -> int | None:
     frame_bytes = 0
     for name, size, body in _chunks(head, "little"):
-        if name == b"fmt " and int.from_bytes(body[:2], "little") in _PCM_TAGS:
+        if name == b"fmt " and int.from_bytes(body[:2], "little") in _FIXED_WIDTH_TAGS:
             frame_bytes = int.from_bytes(body[12:14], "little")
         if name == b"data":
             return None if size in _WRITTEN_AS_A_STREAM or not frame_bytes else size // frame_bytes

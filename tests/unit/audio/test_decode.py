@@ -152,6 +152,14 @@ def test_a_recording_cut_short_is_decoded_and_marked(write: Write, tone: Tone) -
         assert 1 < found.decoded.samples / 16_000 < 2
 
 
+@pytest.mark.parametrize("subtype", ["ULAW", "ALAW", "PCM_24", "FLOAT"])
+def test_a_wav_of_any_width_cut_short_is_marked(tmp_path: Path, tone: Tone, subtype: str) -> None:
+    path = tmp_path / "a.wav"
+    sf.write(path, tone, 44_100, subtype=subtype)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    assert _decode(path).decoded.truncated
+
+
 def test_what_comes_after_damage_is_decoded(write: Write, tone: Tone) -> None:
     for suffix in ("mp3", "flac"):
         path = write(f"a.{suffix}", tone, 44_100)
