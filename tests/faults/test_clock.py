@@ -1,0 +1,86 @@
+"""Scenario F27: the wall clock jumps by an hour while a worker runs. Deadlines and heartbeats go by another clock."""
+
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.support.clock import Clock
+from tests.support.commands import StartWorker
+from tests.support.outputs import verified
+from tests.support.proxy import OpenProxy
+from tests.support.site import Counts, OpenSite, Site
+from tests.support.stages import KEY, HoldJob
+from tests.support.waiting import wait_until
+
+HOUR_S = 3600
+_VISIBILITY_TIMEOUT_S = 6
+_HEARTBEAT_EVERY_S = _VISIBILITY_TIMEOUT_S / 3
+
+
+@pytest.mark.parametrize("jump_s", [HOUR_S, -HOUR_S])
+async def test_a_jump_in_mid_job_moves_no_heartbeat_and_no_deadline(
+    open_site: OpenSite, hold_job: HoldJob, open_proxy: OpenProxy, clock: Clock, jump_s: int
+) -> None:
+    site = await open_site(visibility_timeout_s=_VISIBILITY_TIMEOUT_S)
+    queues = await open_proxy(site.services.servers.queues_url)
+    held = await hold_job(
+        site,
+        "download",
+        AWS_ENDPOINT_URL_SQS=queues.url,
+        STT_JOB_TIMEOUT_S="1800",
+        STT_DRAIN_TIMEOUT_S="1800",
+        **clock.environment(),
+    )
+    held.worker.signal(signal.SIGTERM)
+    await held.worker.wait_for("worker_draining")
+    # The last poll is over: what follows to the queue is heartbeats.
+    queues.requests.clear()
+    since_s = time.monotonic()
+    clock.jump(jump_s)
+    enough = 2 * _VISIBILITY_TIMEOUT_S / _HEARTBEAT_EVERY_S
+    await wait_until(lambda: len(queues.requests) >= enough, what="heartbeats over two visibility timeouts")
+    assert len(queues.requests) <= (time.monotonic() - since_s) / _HEARTBEAT_EVERY_S + 1
+    assert await site.counts() == Counts(visible=0, in_flight=1)
+    assert held.worker.process.returncode is None
+
+    clock.jump(0)
+    held.let_go()
+    assert await held.worker.wait() == 0
+    [done] = held.worker.events("job_succeeded")
+    assert done["receive_count"] == 1
+    assert await site.is_drained()
+    await verified(site, KEY)
+
+
+@pytest.mark.parametrize("wrong_by_s", [HOUR_S, -HOUR_S])
+async def test_a_worker_whose_clock_is_wrong_takes_no_work_until_it_is_right(
+    site: Site, start_worker: StartWorker, speech: Path, clock: Clock, wrong_by_s: int
+) -> None:
+    worker = await start_worker(site, **clock.environment())
+    keys = [f"{number}.wav" for number in range(6)]
+    await site.put_recordings(dict.fromkeys(keys, speech))
+    await site.send(site.job(keys[0]))
+    await worker.wait_for("job_succeeded")
+
+    clock.jump(wrong_by_s)
+    await site.send(site.job(keys[1]))
+    [retried] = await worker.wait_for("job_retried")
+    assert (retried["failure"], retried["code"]) == ("environment", "RequestTimeTooSkewed")
+    await worker.wait_for("probe_failed", count=2)  # the last poll, of a second, is over by now
+    late = keys[2:]
+    for key in late:
+        await site.send(site.job(key))
+    await worker.wait_for("probe_failed", count=4)
+    assert (await site.counts()).visible >= len(late)
+
+    clock.jump(0)
+    await worker.wait_for("breaker_closed")
+    done = await worker.wait_for("job_succeeded", count=len(keys))
+    await wait_until(site.is_drained, what="all messages to be deleted")
+    counts = {line["recording"].split("/")[1]: line["receive_count"] for line in done}
+    assert {counts[key] for key in late} == {1}
+    assert await site.dead_letter_counts() == Counts(visible=0, in_flight=0)
+    for key in keys:
+        await verified(site, key)

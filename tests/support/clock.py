@@ -1,0 +1,45 @@
+"""A wall clock that jumps while a process runs, as after an NTP step; for that process and its children alone.
+
+Not libfaketime: it wraps waits and the monotonic clock too, and what it keeps in /dev/shm outlives a process killed.
+"""
+
+import shutil
+import struct
+import subprocess
+from pathlib import Path
+
+import pytest
+
+
+class Clock:
+    """The wall clock of the processes started with its environment."""
+
+    def __init__(self, library: Path, offset: Path) -> None:
+        self._library, self._offset = library, offset
+        self.jump(0)
+
+    def environment(self) -> dict[str, str]:
+        return {"LD_PRELOAD": str(self._library), "CLOCK_OFFSET": str(self._offset)}
+
+    def jump(self, to_s: int) -> None:
+        """Set it to this many seconds after the right time, or before it."""
+        mode = "r+b" if self._offset.exists() else "wb"
+        with self._offset.open(mode, buffering=0) as file:
+            file.write(struct.pack("=q", to_s))
+
+
+@pytest.fixture(scope="session")
+def clock_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+    if compiler is None:
+        pytest.skip("no C compiler to build the clock that jumps")
+    library = tmp_path_factory.mktemp("clock") / "clock.so"
+    source = Path(__file__).with_suffix(".c")
+    subprocess.run([compiler, "-shared", "-fPIC", "-O1", "-Wall", "-Werror", "-o", library, source, "-ldl"], check=True)
+    return library
+
+
+@pytest.fixture
+def clock(clock_library: Path, tmp_path: Path) -> Clock:
+    """A clock that is right until it jumps."""
+    return Clock(clock_library, tmp_path / "clock-offset")
