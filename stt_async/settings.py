@@ -94,6 +94,11 @@ class Settings(BaseSettings):
         validation_alias="AWS_EC2_METADATA_SERVICE_ENDPOINT",
         description="The instance metadata service (IMDSv2), asked for notices of interruption.",
     )
+    environment: str = Field(
+        "",
+        pattern=r"^[A-Za-z0-9_.-]{0,64}$",
+        description="Name of the deployment, as `production`: log lines are CloudWatch metrics, too; none, if not given.",
+    )
     autoscaling_group: str = Field("", description="Auto Scaling group of this instance; none, if not given.")
     launch_hook: str = Field(
         "", description="Its launch lifecycle hook: CONTINUE once preflight has passed, ABANDON when it fails."

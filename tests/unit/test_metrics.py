@@ -1,0 +1,135 @@
+"""Metrics: which line tells which, and whether CloudWatch would understand it."""
+
+import math
+import re
+import time
+from typing import Any
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stt_async import metrics
+from tests.support.emf import UNITS, dimensions_of, metrics_of
+from tests.support.recordings import ROOT
+
+DONE = {
+    "event": "job_succeeded",
+    "seconds": 9.5,
+    "queue_wait_s": 61.2,
+    "status": "ok",
+    "segments": 12,
+    "duration_s": 180.0,
+    "speech_s": 120.5,
+    "source_bytes": 4_000_000,
+    "segment_bytes": 2_500_000,
+    "scratch_used_percent": 31.5,
+    "stages": {"fetch": [10.0, 12.0], "split": [12.5, 14.3], "put": [14.3, 15.0]},
+}
+
+
+def record(line: dict[str, Any], *, environment: str = "test", queue: str = "stt-split-jobs") -> dict[str, Any]:
+    """Let a line pass through the processors, and through JSON."""
+    passed: Any = line
+    for process in metrics.processors(environment, queue):
+        passed = process(None, "info", passed)
+    written: dict[str, Any] = orjson.loads(orjson.dumps(passed))
+    return written
+
+
+def test_a_job_done_tells_what_it_did_and_how_fast() -> None:
+    before_ms = time.time_ns() // 1_000_000
+    line = record(DONE)
+    assert metrics_of(line) == {
+        "JobsDone": 1,
+        "AudioSeconds": 180.0,
+        "SpeechSeconds": 120.5,
+        "Segments": 12,
+        "SegmentBytes": 2_500_000,
+        "SourceBytes": 4_000_000,
+        "DownloadMbps": 16.0,
+        "SplitRtf": pytest.approx(0.01),
+        "JobDuration": 9.5,
+        "ScratchUsed": 31.5,
+        "QueueWait": 61.2,
+    }
+    assert line["_aws"]["CloudWatchMetrics"][0]["Namespace"] == "SttAsync"
+    assert before_ms <= line["_aws"]["Timestamp"] <= time.time_ns() // 1_000_000
+    assert line.items() >= DONE.items(), "the line is what it was, and a record"
+
+
+def test_the_dimensions_are_the_environment_and_the_queue_alone() -> None:
+    line = record(DONE, environment="production", queue="https://sqs.us-east-1.amazonaws.com/1/stt-split-jobs")
+    assert dimensions_of(line) == [{"Environment": "production", "Queue": "stt-split-jobs"}]
+
+
+@pytest.mark.parametrize(
+    ("failure", "name"),
+    [
+        ("permanent", "JobsFailedPermanent"),
+        ("transient", "JobsFailedTransient"),
+        ("environment", "JobsFailedEnvironment"),
+        ("worker_lost", "JobsFailedWorkerLost"),
+    ],
+)
+def test_a_job_failed_counts_for_its_class_and_for_all(failure: str, name: str) -> None:
+    assert metrics_of(record({"event": "job_failed", "failure": failure})) == {"JobsFailed": 1, name: 1}
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ({"event": "job_skipped", "segments": 3, "queue_wait_s": 1.5}, {"JobsSkipped": 1, "QueueWait": 1.5}),
+        ({"event": "job_retried", "failure": "transient"}, {"JobsRetried": 1}),
+        ({"event": "job_released"}, {"JobsReleased": 1}),
+        ({"event": "job_lease_lost"}, {"LeasesLost": 1}),
+        ({"event": "loop_lagged", "max_s": 30.2}, {"LoopLag": 30.2}),
+        ({"event": "heartbeat_late", "max_s": 12.5}, {"HeartbeatLate": 12.5}),
+        ({"event": "breaker_opened", "code": "AccessDenied"}, {"BreakerOpened": 1}),
+        ({"event": "spot_interruption", "within_s": 100.0}, {"SpotNotices": 1}),
+        ({"event": "log_lines_dropped", "lines": 17}, {"LogLinesDropped": 17}),
+    ],
+    ids=lambda value: value.get("event") if isinstance(value, dict) else None,
+)
+def test_other_events_tell_theirs(line: dict[str, Any], told: dict[str, float]) -> None:
+    assert metrics_of(record(line)) == told
+
+
+def test_a_line_of_another_event_and_any_line_without_an_environment_stay_as_they_are() -> None:
+    other = {"event": "worker_started", "slots": 4}
+    assert record(other) == other
+    assert record(DONE, environment="") == DONE
+
+
+def test_each_metric_has_one_unit_and_it_is_one_of_cloudwatch() -> None:
+    units: dict[str, set[str]] = {}
+    for of_event in metrics.BY_EVENT.values():
+        for metric in of_event:
+            units.setdefault(metric.name, set()).add(metric.unit)
+    assert {name: {unit} for name, unit in metrics.EMITTED.items()} == units
+    assert set(metrics.EMITTED.values()) <= set(UNITS)
+
+
+_NUMBER = st.one_of(st.none(), st.floats(), st.integers(min_value=0, max_value=2**60))
+_FIELDS = ["segments", "duration_s", "speech_s", "source_bytes", "seconds", "queue_wait_s", "max_s", "lines"]
+
+
+@given(
+    event=st.sampled_from(sorted(metrics.BY_EVENT)),
+    fields=st.dictionaries(st.sampled_from(_FIELDS), _NUMBER),
+    stages=st.dictionaries(st.sampled_from(["fetch", "split"]), st.tuples(st.floats(0, 1e9), st.floats(0, 1e9))),
+    failure=st.sampled_from(["permanent", "something new"]),
+)
+def test_whatever_a_line_holds_or_lacks_its_record_is_valid(
+    event: str, fields: dict[str, float | None], stages: dict[str, tuple[float, float]], failure: str
+) -> None:
+    line = record({"event": event, "stages": stages, "failure": failure} | fields)
+    told = metrics_of(line)
+    assert all(math.isfinite(value) for value in told.values())
+    assert told.keys() <= {metric.name for metric in metrics.BY_EVENT[event]}
+
+
+def test_the_page_lists_each_metric_with_its_unit() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| ([\w/]+) \|", (ROOT / "docs" / "metrics.md").read_text(), re.MULTILINE)
+    assert dict(rows) == dict(metrics.EMITTED)
