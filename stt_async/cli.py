@@ -16,7 +16,7 @@ from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
-from stt_async import logs, settings
+from stt_async import logs, metrics, settings
 from stt_async.errors import JobError, SettingsError, SttError
 from stt_async.fleet.doctor import examine
 from stt_async.fleet.enqueue import Selection, preview
@@ -101,14 +101,14 @@ def worker(
     env_file: EnvFile = None,
 ) -> None:
     """Run the daemon: jobs from SQS, recordings from MinIO, segments to S3. All its settings: docs/settings.md."""
-    logs.configure(logging.INFO)
     ours = settings.load(
         env_file, format=format, layout=layout, processes=processes, slots=slots, downloads=downloads, uploads=uploads
     )
-    if not once:
-        uvloop.run(work(ours))
-    elif uvloop.run(work_until_empty(ours))["job_failed"]:
-        raise typer.Exit(SOME_FAILED)
+    with logs.in_background(logging.INFO, *metrics.processors(ours.environment, ours.split_queue)):
+        if not once:
+            uvloop.run(work(ours))
+        elif uvloop.run(work_until_empty(ours))["job_failed"]:
+            raise typer.Exit(SOME_FAILED)
 
 
 @app.command()

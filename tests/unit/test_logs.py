@@ -1,6 +1,10 @@
 """Log lines: one JSON object each, with what is bound."""
 
 import logging
+import os
+import subprocess
+import sys
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -84,3 +88,209 @@ def test_on_a_terminal_lines_are_for_people(
     told = capsys.readouterr().err
     assert "job_succeeded" in told
     assert not told.startswith("{")
+
+
+def test_on_a_terminal_a_traceback_shows_no_locals(
+    capfdbinary: pytest.CaptureFixture[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    monkeypatch.setenv("CANARY", "planted")
+    with logs.in_background(logging.INFO):
+        try:
+            secret = os.environ["CANARY"]
+            next(iter(secret[:0]))
+        except StopIteration:
+            structlog.get_logger().exception("job_crashed")
+    told = capfdbinary.readouterr().err
+    assert b"StopIteration" in told
+    assert b"planted" not in told
+
+
+def test_lines_written_in_the_background_keep_their_order_and_are_all_there_at_the_end(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    with logs.in_background(logging.INFO):
+        for number in range(1000):
+            structlog.get_logger().info("counted", number=number)
+    assert [line["number"] for line in read(capfd)] == list(range(1000))
+
+
+def test_additions_are_made_to_lines_for_machines_alone(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def add(_logger: object, _method: str, line: structlog.typing.EventDict) -> structlog.typing.EventDict:
+        return {**line, "added": True}
+
+    with logs.in_background(logging.INFO, add):
+        structlog.get_logger().info("told")
+    [line] = read(capfd)
+    assert line["added"] is True
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    with logs.in_background(logging.INFO, add):
+        structlog.get_logger().info("told")
+    assert "added" not in capfd.readouterr().err
+
+
+def test_what_libraries_say_is_a_line_of_ours(capfd: pytest.CaptureFixture[str]) -> None:
+    with logs.in_background(logging.INFO):
+        try:
+            int("a bug")
+        except ValueError:
+            logging.getLogger("asyncio").exception("Task %s was never retrieved", "a")
+        logging.getLogger("botocore.credentials").info("not worth a line")
+    [line] = read(capfd)
+    assert (line["level"], line["event"]) == ("error", "library_warned")
+    assert (line["logger"], line["message"]) == ("asyncio", "Task a was never retrieved")
+    assert "ValueError" in line["exception"]
+
+
+def test_after_the_block_the_logs_are_as_before(capfd: pytest.CaptureFixture[str]) -> None:
+    logs.configure(logging.ERROR)
+    with logs.in_background(logging.INFO):
+        structlog.get_logger().info("within")
+    structlog.get_logger().info("after")
+    assert [line["event"] for line in read(capfd)] == ["within"]
+    assert "log-writer" not in {thread.name for thread in threading.enumerate()}
+
+
+def told(dropped: int) -> bytes:
+    return b"dropped %d" % dropped
+
+
+def read_lines(fd: int, *, until: bytes) -> list[bytes]:
+    """Read whole lines up to and with one that is `until`."""
+    with os.fdopen(os.dup(fd), "rb", buffering=0) as file:
+        text = b""
+        while not text.endswith(until + b"\n"):
+            read = file.read(65536)
+            assert read, f"the end came before {until!r}: {text[-200:]!r}"
+            text += read
+    return text.splitlines()
+
+
+@pytest.fixture
+def pipe() -> Iterator[tuple[int, int]]:
+    reader, writer = os.pipe()
+    yield reader, writer
+    for fd in (reader, writer):
+        try:
+            os.close(fd)
+        except OSError:
+            continue  # the test has closed it
+
+
+def test_a_sink_that_nobody_reads_costs_lines_and_their_number_is_told_where_they_are_missing(
+    pipe: tuple[int, int],
+) -> None:
+    reader, sink = pipe
+    writer = logs.Writer(sink, most_bytes=10_000, told=told)
+    numbered = [b"%06d" % number + b"." * 94 for number in range(2000)]
+    for line in numbered:
+        writer.write(line)
+    got_through = len(numbered) - writer._dropped
+    assert 100 <= got_through < len(numbered)
+    assert read_lines(reader, until=numbered[got_through - 1]) == numbered[:got_through]
+    writer.write(b"late")
+    assert read_lines(reader, until=b"late") == [b"dropped %d" % (len(numbered) - got_through), b"late"]
+    writer.close(5)
+
+
+def test_a_sink_that_fails_for_a_while_is_told_of_what_it_has_not_got(pipe: tuple[int, int]) -> None:
+    reader, sink = pipe
+    full = os.open("/dev/full", os.O_WRONLY)
+    through = os.dup(full)
+    writer = logs.Writer(through, most_bytes=10_000, told=told)
+    for number in range(3):
+        writer.write(b"lost %d" % number)
+    until(lambda: writer._dropped == 3)
+    os.dup2(sink, through)
+    writer.write(b"heard")
+    assert read_lines(reader, until=b"heard") == [b"dropped 3", b"heard"]
+    writer.close(5)
+    os.close(through)
+    os.close(full)
+
+
+def test_a_broken_pipe_costs_lines_alone(pipe: tuple[int, int]) -> None:
+    reader, sink = pipe
+    os.close(reader)
+    writer = logs.Writer(sink, most_bytes=10_000, told=told)
+    writer.write(b"lost")
+    writer.close(5)
+    assert writer._dropped == 1
+
+
+def test_a_torn_line_does_not_spoil_the_next(pipe: tuple[int, int]) -> None:
+    reader, sink = pipe
+    os.set_blocking(sink, False)
+    writer = logs.Writer(sink, most_bytes=10_000_000, told=told)
+    torn = b"x" * 1_000_000
+    writer.write(torn)
+    until(lambda: writer._dropped == 1)
+    part = os.read(reader, len(torn))
+    assert 0 < len(part) < len(torn)
+    writer.write(b"whole")
+    assert read_lines(reader, until=b"whole") == [b"", b"dropped 1", b"whole"]
+    writer.close(5)
+
+
+def test_the_end_waits_a_bounded_time_for_a_sink_that_nobody_reads(pipe: tuple[int, int]) -> None:
+    _, sink = pipe
+    writer = logs.Writer(sink, most_bytes=10_000_000, told=told)
+    for _ in range(100):
+        writer.write(b"." * 10_000)
+    writer.close(0.05)
+    assert writer._thread.is_alive()
+    os.set_blocking(sink, False)
+
+
+def test_what_was_dropped_is_told_at_the_end_if_no_line_comes_after(pipe: tuple[int, int]) -> None:
+    reader, sink = pipe
+    writer = logs.Writer(sink, most_bytes=10, told=told)
+    writer.write(b"far too long for the room there is")
+    writer.close(5)
+    assert read_lines(reader, until=b"dropped 1") == [b"dropped 1"]
+
+
+def until(condition: Any) -> None:
+    moment = threading.Event()
+    for _ in range(1000):
+        if condition():
+            return
+        moment.wait(0.01)
+    raise AssertionError("waited 10 s in vain")
+
+
+CRASH = """
+import logging, structlog
+from stt_async import logs
+with logs.in_background(logging.INFO):
+    structlog.get_logger().info("last_words")
+    raise RuntimeError("a bug")
+"""
+
+
+def test_a_crash_is_told_after_all_lines() -> None:
+    ended = subprocess.run([sys.executable, "-c", CRASH], capture_output=True, text=True, check=False)
+    first, *traceback = ended.stderr.splitlines()
+    assert orjson.loads(first)["event"] == "last_words"
+    assert traceback[0].startswith("Traceback")
+    assert traceback[-1] == "RuntimeError: a bug"
+    assert ended.returncode == 1
+
+
+BLOCKED = """
+import logging, os, structlog
+from stt_async import logs
+logs.FLUSH_TIMEOUT_S = 0.1
+reader, sink = os.pipe()
+os.dup2(sink, 2)
+with logs.in_background(logging.INFO):
+    for _ in range(1000):
+        structlog.get_logger().info("told", much="." * 1000)
+"""
+
+
+def test_a_process_whose_sink_is_blocked_ends_as_any_other() -> None:
+    ended = subprocess.run([sys.executable, "-c", BLOCKED], check=False, timeout=60)
+    assert ended.returncode == 0
