@@ -15,6 +15,7 @@ from stt_async.settings import Settings
 from stt_async.tasks import unless
 from stt_async.worker.breaker import Breaker
 from stt_async.worker.daemon import Daemon, stop_when_empty
+from stt_async.worker.delivery import Deliveries
 from stt_async.worker.interruption import Interruptions
 from stt_async.worker.lag import watch_lag
 from stt_async.worker.lease import Leases
@@ -115,20 +116,26 @@ async def _run(
     queue = await services.queue()
     leases = Leases(queue.on(services.heartbeat_sqs), settings.visibility_timeout_s)
     breaker = Breaker(lambda: require(services, settings))
-    daemon = Daemon(
+    deliveries = Deliveries(
         queue=queue,
         leases=leases,
         breaker=breaker,
         pipeline=pipeline,
+        job_timeout_s=settings.job_timeout_s,
+        outage_rest_s=settings.retry_timeout_s,
+    )
+    daemon = Daemon(
+        queue=queue,
+        deliveries=deliveries,
+        breaker=breaker,
         stop=stop,
         slots=settings.job_slots,
         wait_time_s=settings.wait_time_s,
         visibility_timeout_s=settings.visibility_timeout_s,
-        job_timeout_s=settings.job_timeout_s,
         seconds_needed=pipeline.seconds_needed,
         when_empty=membership.leave_when_idle,
     )
-    watchdog = _watchdog(settings, daemon, leases)
+    watchdog = _watchdog(settings, daemon, deliveries, leases)
     async with asyncio.TaskGroup() as group:
         # A side task that dies takes the daemon with it, which releases what it holds: never silently alone.
         beside = [
@@ -144,19 +151,19 @@ async def _run(
         await daemon.run()
         for task in beside:
             task.cancel()
-    return daemon.tally
+    return deliveries.tally
 
 
-def _watchdog(settings: Settings, daemon: Daemon, leases: Leases) -> Watchdog:
+def _watchdog(settings: Settings, daemon: Daemon, deliveries: Deliveries, leases: Leases) -> Watchdog:
     # A job is ended by its own timeout; one that outlives that by minutes cannot be cancelled any more.
     sides = (
         Side("polls", lambda: daemon.ticked_s, PATIENCE_S),
         Side("heartbeats", lambda: leases.ticked_s, PATIENCE_S),
-        Side("jobs", lambda: daemon.oldest_job_s, settings.job_timeout_s + PATIENCE_S),
+        Side("jobs", lambda: deliveries.oldest_s, settings.job_timeout_s + PATIENCE_S),
     )
     return Watchdog(
         settings.notify_socket,
         settings.watchdog_usec / 1e6,
         sides,
-        lambda: f"{daemon.held} jobs held, {daemon.tally.total()} ended",
+        lambda: f"{len(deliveries.under_way)} jobs held, {deliveries.tally.total()} ended",
     )

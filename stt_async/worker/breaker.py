@@ -6,16 +6,22 @@ from collections.abc import Awaitable, Callable
 
 import structlog
 
-from stt_async.errors import JobError
+from stt_async.errors import UNREACHABLE, DependencyError, JobError
 
 _log = structlog.get_logger()
 
 FIRST_WAIT_S = 1.0
 LONGEST_WAIT_S = 60.0
 
+PROBE_TIMEOUT_S = 20.0
+"""Of one probe, with its retries: jobs wait for what it says."""
+
 
 class Breaker:
     """Opens at the first sign that a service refuses everyone; closes by itself when the probe succeeds.
+
+    The sign may be wrong: a service may refuse one job alone. So the first probe, made at once, is the verdict: when it
+    fails, this is an outage. A service out of reach is one without it: it is nobody's own.
 
     Args:
         probe: Raises a JobError while any service is out of order.
@@ -23,32 +29,64 @@ class Breaker:
 
     def __init__(self, probe: Callable[[], Awaitable[object]]) -> None:
         self._probe = probe
-        self._tripped = asyncio.Event()
+        self._open = asyncio.Event()
+        self._verdict: asyncio.Future[bool] | None = None
+        self._sign: JobError | None = None
         self.closed = asyncio.Event()
         self.closed.set()
 
-    def trip(self, error: JobError) -> None:
-        """Open, because of `error`."""
-        if self.closed.is_set():
-            _log.error("breaker_opened", code=error.code, error=error.message)
-        self.closed.clear()
-        self._tripped.set()
+    @property
+    def outage(self) -> bool:
+        """Whether it is open, and not on a mere suspicion."""
+        return self._verdict is not None and self._verdict.done() and self._verdict.result()
+
+    async def confirms(self, error: DependencyError) -> bool:
+        """Open because of `error`, and tell whether it is an outage, or the trouble of one job alone."""
+        return await asyncio.shield(self.trip(error))
+
+    def trip(self, error: DependencyError) -> asyncio.Future[bool]:
+        """Open because of `error`; return the verdict, which may still be to come."""
+        if self._verdict is None:
+            self._verdict = asyncio.get_running_loop().create_future()
+            self._sign = error
+            self.closed.clear()
+            self._open.set()
+        verdict = self._verdict
+        if error.code == UNREACHABLE:
+            self._judge(outage=True)
+        return verdict
 
     async def run(self) -> None:
         """Probe while open, until cancelled."""
         while True:
-            await self._tripped.wait()
+            await self._open.wait()
             wait_s = FIRST_WAIT_S
             while not await self._in_order():
+                self._judge(outage=True)
                 await asyncio.sleep(wait_s * random.uniform(0.5, 1))  # noqa: S311 - jitter, not a secret
                 wait_s = min(LONGEST_WAIT_S, wait_s * 2)
-            self._tripped.clear()
+            if self.outage:
+                _log.info("breaker_closed")
+            self._judge(outage=False)
+            self._verdict = None
+            self._open.clear()
             self.closed.set()
-            _log.info("breaker_closed")
+
+    def _judge(self, *, outage: bool) -> None:
+        """Give the verdict, once for each time that it is open."""
+        if self._verdict is None or self._verdict.done():
+            return
+        self._verdict.set_result(outage)
+        if outage and self._sign is not None:
+            _log.error("breaker_opened", code=self._sign.code, error=self._sign.message)
 
     async def _in_order(self) -> bool:
         try:
-            await self._probe()
+            async with asyncio.timeout(PROBE_TIMEOUT_S):
+                await self._probe()
+        except TimeoutError:
+            _log.warning("probe_failed", code="timeout", error=f"no answer within {PROBE_TIMEOUT_S:.0f} s")
+            return False
         except JobError as error:
             _log.warning("probe_failed", code=error.code, error=error.message)
             return False

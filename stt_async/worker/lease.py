@@ -29,6 +29,8 @@ class Lease:
     due_s: float
     margin_s: float
     lost: str | None = None
+    fetched: bool = False
+    """Whether the recording is here, so that a refusal of the source does not concern the job any more."""
 
     def require(self) -> None:
         """Make sure that the message is still ours, before what cannot be taken back.

@@ -75,6 +75,7 @@ class SplitPipeline:
         async with self.scratch.room(job.source_size) as folder:
             with times.stage("fetch"):
                 etag = await self.source.fetch(job, folder / "source")
+            lease.fetched = True
             split = await self._split(folder, params, job, etag, attempt=lease.message.receive_count)
             times.add("split", split.started_s, split.ended_s)
             manifest = build(job, split.result, params, source_etag=etag, processed_at=datetime.now(UTC))

@@ -133,6 +133,8 @@ class FakePipeline:
 
     def __init__(self, does: Mapping[str, Callable[[], Awaitable[object]]]) -> None:
         self.does = dict(does)
+        self.fetched: set[str] = set()
+        """The jobs that have their recording from the first moment."""
         self.started: list[str] = []
         self.running = 0
         self.most_running = 0
@@ -140,6 +142,7 @@ class FakePipeline:
     async def run(self, lease: Lease) -> Outcome:
         body = lease.message.body
         self.started.append(body)
+        lease.fetched = body in self.fetched
         self.running += 1
         self.most_running = max(self.most_running, self.running)
         try:

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from unittest.mock import AsyncMock
 
 import pytest
 
@@ -21,12 +22,14 @@ from stt_async.worker import breaker as breaker_module
 from stt_async.worker import daemon as daemon_module
 from stt_async.worker.breaker import Breaker
 from stt_async.worker.daemon import Daemon, stop_when_empty
+from stt_async.worker.delivery import Deliveries
 from stt_async.worker.lease import Leases
 from stt_async.worker.stop import Stop
 from tests.unit.fakes import PATIENCE_S, FakePipeline, FakeQueue, beside, message, raises, until
 
 VISIBILITY_S = 300
 LONG_S = 3600.0
+REST_S = 60
 EMPTY = Depth(visible=0, in_flight=0, delayed=0)
 
 
@@ -46,7 +49,7 @@ class Site:
     pipeline: FakePipeline
     stop: Stop
     breaker: Breaker
-    daemon: Daemon
+    deliveries: Deliveries
     run: asyncio.Task[object]
 
     async def drain(self, *, within_s: float = LONG_S) -> None:
@@ -73,19 +76,25 @@ async def working(
     queue, pipeline, stop = FakeQueue(*messages), FakePipeline(does or {}), Stop()
     leases, breaker = Leases(queue, VISIBILITY_S), Breaker(probe)
     leases._tick_s = 0.001
-    daemon = Daemon(
+    deliveries = Deliveries(
         queue=queue,
         leases=leases,
         breaker=breaker,
         pipeline=pipeline,
+        job_timeout_s=job_timeout_s,
+        outage_rest_s=REST_S,
+    )
+    daemon = Daemon(
+        queue=queue,
+        deliveries=deliveries,
+        breaker=breaker,
         stop=stop,
         slots=slots,
         wait_time_s=1,
         visibility_timeout_s=VISIBILITY_S,
-        job_timeout_s=job_timeout_s,
     )
-    async with beside(daemon.run(), leases.run(), breaker.run()) as [run, _, _]:
-        yield Site(queue, pipeline, stop, breaker, daemon, run)
+    async with beside(daemon.run(), leases.run(), breaker.run(), daemon.triage()) as [run, *_]:
+        yield Site(queue, pipeline, stop, breaker, deliveries, run)
     assert pipeline.running == 0
     assert not leases._held
 
@@ -99,7 +108,7 @@ async def test_a_job_done_is_deleted() -> None:
         await until(lambda: site.queue.calls)
         await site.drain()
     assert site.queue.calls == [("delete", "a", None)]
-    assert site.daemon.tally == {"job_succeeded": 1}
+    assert site.deliveries.tally == {"job_succeeded": 1}
 
 
 @pytest.mark.parametrize(
@@ -121,11 +130,11 @@ async def test_the_class_of_a_failure_decides(error: Exception, call: str) -> No
     assert (called, name) == (call, "a")
     if call == "dead_letter":
         assert detail == "undecodable"
-        assert site.daemon.tally == {"job_failed": 1}
+        assert site.deliveries.tally == {"job_failed": 1}
     else:
         assert isinstance(detail, int)
         assert 1 <= detail <= 1 + 2 * 10  # the second receive
-        assert site.daemon.tally == {"job_retried": 1}
+        assert site.deliveries.tally == {"job_retried": 1}
 
 
 @pytest.mark.parametrize(
@@ -230,7 +239,7 @@ async def test_what_is_unfinished_at_the_deadline_is_released_for_anybody_at_onc
         await until(lambda: site.pipeline.running == 3)
         await site.drain(within_s=0.005)
     assert sorted(site.queue.calls) == [("release", name, 0) for name in names]
-    assert site.daemon.tally == {"job_released": 3}
+    assert site.deliveries.tally == {"job_released": 3}
 
 
 async def test_a_poll_under_way_is_let_end_and_what_it_brings_is_released() -> None:
@@ -273,7 +282,7 @@ async def test_a_delete_that_fails_is_no_failure_of_the_job() -> None:
             await until(lambda: site.queue.calls)
             await site.drain()
         assert site.queue.calls == [("delete", "a", None)]
-        assert site.daemon.tally == {"job_succeeded": 1}
+        assert site.deliveries.tally == {"job_succeeded": 1}
 
 
 async def test_a_release_that_fails_stops_neither_the_drain_nor_the_others() -> None:
@@ -288,14 +297,14 @@ async def test_a_lost_lease_abandons_the_job_quietly() -> None:
     async with working([], does={"a": _for_ever}) as site:
         site.queue.beat_codes["a"] = "MessageNotInflight"
         site.queue.waiting = [message("a", age_s=VISIBILITY_S / 2)]
-        await until(lambda: site.daemon.tally["job_lease_lost"])
+        await until(lambda: site.deliveries.tally["job_lease_lost"])
         await site.drain()
     assert site.queue.calls == []
 
 
 async def test_a_job_that_sees_its_lease_lost_itself_is_abandoned_too() -> None:
     async with working([message("a", receive_count=5)], does={"a": raises(LeaseLostError("too late"))}) as site:
-        await until(lambda: site.daemon.tally["job_lease_lost"])
+        await until(lambda: site.deliveries.tally["job_lease_lost"])
         await site.drain()
     assert site.queue.calls == []
 
@@ -305,7 +314,7 @@ async def test_a_lost_lease_costs_its_own_job_alone() -> None:
     async with working([], does={"a": _for_ever, "b": go.wait}) as site:
         site.queue.beat_codes["a"] = "ReceiptHandleIsInvalid"
         site.queue.waiting = [message(name, age_s=VISIBILITY_S / 2) for name in ("a", "b")]
-        await until(lambda: site.daemon.tally["job_lease_lost"])
+        await until(lambda: site.deliveries.tally["job_lease_lost"])
         go.set()
         await until(lambda: site.queue.calls)
         await site.drain()
@@ -330,28 +339,182 @@ async def test_no_heartbeat_follows_the_settling_of_a_message() -> None:
 
 
 class Outage:
-    """A probe that fails until it is over."""
+    """A probe that fails until it is over, once it has been asked to look."""
 
     def __init__(self) -> None:
         self.over = False
         self.probes = 0
+        self.look = asyncio.Event()
+        self.look.set()
 
     async def __call__(self) -> None:
         self.probes += 1
+        await self.look.wait()
         if not self.over:
-            raise DependencyError("AccessDenied", "still no")
+            raise NO
+
+
+NO = DependencyError("AccessDenied", "no")
 
 
 async def test_while_a_service_refuses_everyone_nothing_is_received() -> None:
     outage = Outage()
-    refused = raises(DependencyError("AccessDenied", "no"))
-    async with working([message("a"), message("b")], slots=1, probe=outage, does={"a": refused}) as site:
+    async with working([message("a"), message("b")], slots=1, probe=outage, does={"a": raises(NO)}) as site:
         await until(lambda: outage.probes >= 3)
         assert site.queue.asked == [1]
         assert [name for _, name, _ in site.queue.calls] == ["a"]
         outage.over = True
         await until(lambda: ("delete", "b", None) in site.queue.calls)
         await site.drain()
+
+
+async def test_in_an_outage_who_only_waits_to_be_refused_goes_back_and_who_has_its_recording_goes_on() -> None:
+    outage, go = Outage(), asyncio.Event()
+    does = {"refused": raises(NO), "downloading": _for_ever, "splitting": go.wait}
+    async with working([], probe=outage, does=does) as site:
+        site.pipeline.fetched = {"splitting"}
+        site.queue.waiting = [message(name) for name in ("splitting", "downloading", "refused")]
+        await until(lambda: len(site.queue.calls) == 2)
+        assert {name for call, name, _ in site.queue.calls if call == "release"} == {"downloading", "refused"}
+        for _, _, rest_s in site.queue.calls:
+            assert isinstance(rest_s, int)
+            assert REST_S < rest_s <= 2 * REST_S + 1  # whoever is not aware of it yet, is by then
+        go.set()
+        await until(lambda: ("delete", "splitting", None) in site.queue.calls)
+        await site.drain()
+    assert site.deliveries.tally == {"job_retried": 1, "job_released": 1, "job_succeeded": 1}
+
+
+async def test_what_a_poll_brings_in_an_outage_goes_back_unopened() -> None:
+    async with working([], probe=Outage()) as site:
+        site.queue.gate = asyncio.Event()
+        await until(lambda: site.queue.polling)
+        site.breaker.trip(DependencyError(UNREACHABLE, "no route"))
+        site.queue.waiting = [message("a"), message("b", receive_count=4)]
+        site.queue.gate.set()
+        await until(lambda: len(site.queue.calls) == 2)
+        assert [(call, name) for call, name, _ in site.queue.calls] == [("release", "a"), ("release", "b")]
+        assert site.pipeline.started == []
+        await site.drain()
+
+
+@pytest.mark.parametrize("fetched", [True, False])
+async def test_an_outage_costs_no_job_its_last_receive(*, fetched: bool) -> None:
+    outage, refused = Outage(), iter([NO, NO])
+
+    async def job() -> None:
+        if error := next(refused, None):
+            raise error
+
+    async with working([], probe=outage, does={"a": job}) as site:
+        site.pipeline.fetched = {"a"} if fetched else set()
+        site.queue.waiting = [message("a", receive_count=5)]
+        await until(lambda: outage.probes >= 3)
+        assert site.queue.calls == []
+        assert site.pipeline.started == ["a"]
+        outage.over = True
+        await until(lambda: site.queue.calls)
+        await site.drain()
+    # The second refusal came after the outage, so it was of this job alone.
+    assert site.pipeline.started == ["a", "a"]
+    assert site.queue.calls == [("dead_letter", "a", "AccessDenied")]
+
+
+async def test_a_job_that_outwaited_an_outage_is_done() -> None:
+    outage, refused = Outage(), iter([NO])
+
+    async def job() -> None:
+        if error := next(refused, None):
+            raise error
+
+    async with working([message("a", receive_count=5)], probe=outage, does={"a": job}) as site:
+        await until(lambda: outage.probes >= 2)
+        outage.over = True
+        await until(lambda: site.queue.calls)
+        await site.drain()
+    assert site.queue.calls == [("delete", "a", None)]
+    assert site.deliveries.tally == {"job_succeeded": 1}
+
+
+async def test_a_message_on_its_last_receive_is_not_given_back_because_others_are_refused() -> None:
+    """SQS would redrive it instead of delivering it again."""
+    outage, go = Outage(), asyncio.Event()
+    async with working([], probe=outage, does={"refused": raises(NO), "last": go.wait}) as site:
+        site.queue.waiting = [message("last", receive_count=5), message("refused")]
+        await until(lambda: outage.probes >= 2)
+        go.set()
+        await until(lambda: ("delete", "last", None) in site.queue.calls)
+        await site.drain()
+
+
+async def test_nor_is_one_that_a_poll_brings_in_an_outage() -> None:
+    async with working([], probe=Outage()) as site:
+        site.queue.gate = asyncio.Event()
+        await until(lambda: site.queue.polling)
+        site.breaker.trip(DependencyError(UNREACHABLE, "no route"))
+        site.queue.waiting = [message("last", receive_count=5)]
+        site.queue.gate.set()
+        await until(lambda: site.queue.calls)
+        await site.drain()
+    assert site.queue.calls == [("delete", "last", None)]
+
+
+async def test_stopped_in_an_outage_a_last_receive_ends_with_its_reason_at_once() -> None:
+    outage = Outage()
+    async with working([message("a", receive_count=5)], probe=outage, does={"a": raises(NO)}) as site:
+        await until(lambda: outage.probes >= 2)
+        await site.drain(within_s=LONG_S)
+    assert site.queue.calls == [("dead_letter", "a", "AccessDenied")]
+
+
+async def test_an_outage_longer_than_a_job_may_take_is_told_as_the_reason() -> None:
+    told = AsyncMock()
+    does = {"a": raises(NO)}
+    async with working([message("a", receive_count=5)], probe=Outage(), job_timeout_s=0.05, does=does) as site:
+        site.queue.dead_letter = told  # type: ignore[method-assign]  # to see the sentence, too
+        await until(lambda: told.called)
+        await site.drain()
+    [(_, error)] = [call.args for call in told.call_args_list]
+    assert error.code == "job_timeout"
+    assert "AccessDenied" in error.message
+
+
+async def test_a_job_refused_alone_ends_in_the_dead_letter_queue_and_costs_its_neighbours_nothing() -> None:
+    go = asyncio.Event()
+    does = {"refused": raises(NO), "neighbour": go.wait}
+    async with working([message("neighbour"), message("refused", receive_count=4)], does=does) as site:
+        await until(lambda: site.queue.calls)
+        [(call, name, after_s)] = site.queue.calls
+        assert (call, name) == ("release", "refused")
+        assert isinstance(after_s, int)
+        assert site.pipeline.running == 1
+        site.queue.waiting = [message("refused", receive_count=5), message("next")]
+        await until(lambda: len(site.queue.calls) == 3)
+        go.set()
+        await until(lambda: len(site.queue.calls) == 4)
+        await site.drain()
+    assert ("dead_letter", "refused", "AccessDenied") in site.queue.calls
+    assert {name for call, name, _ in site.queue.calls if call == "delete"} == {"neighbour", "next"}
+
+
+async def test_while_it_is_not_known_whether_one_or_all_are_refused_nobody_is_given_back() -> None:
+    """Or a few recordings that are forbidden would spend the receives of all others."""
+    outage, go = Outage(), asyncio.Event()
+    outage.over = True
+    outage.look.clear()
+    does = {"refused": raises(NO), "neighbour": go.wait}
+    async with working([message("refused"), message("neighbour")], probe=outage, does=does) as site:
+        await until(lambda: outage.probes)
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert site.queue.calls == []
+        assert not site.breaker.closed.is_set()
+        outage.look.set()
+        await until(lambda: site.queue.calls)
+        go.set()
+        await until(lambda: len(site.queue.calls) == 2)
+        await site.drain()
+    assert sorted(call for call, _, _ in site.queue.calls) == ["delete", "release"]
 
 
 async def test_a_queue_that_is_out_of_reach_opens_the_breaker() -> None:

@@ -14,6 +14,7 @@ from stt_async.services.queue import Message
 from stt_async.worker import daemon as module
 from stt_async.worker.breaker import Breaker
 from stt_async.worker.daemon import Daemon
+from stt_async.worker.delivery import Deliveries
 from stt_async.worker.lease import Leases
 from stt_async.worker.stop import Stop
 from tests.unit.fakes import FakePipeline, FakeQueue, beside, message, until
@@ -32,6 +33,7 @@ def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
 class Site:
     queue: FakeQueue
     daemon: Daemon
+    deliveries: Deliveries
     stop: Stop
     run: asyncio.Task[object]
     needed_s: dict[str, float]
@@ -63,21 +65,27 @@ async def working(*messages: Message, **does: Callable[[], Awaitable[object]]) -
     async def when_empty(seconds: float) -> None:
         empty_s.append(seconds)
 
-    daemon = Daemon(
+    deliveries = Deliveries(
         queue=queue,
         leases=leases,
         breaker=breaker,
         pipeline=FakePipeline(does),
+        job_timeout_s=3600.0,
+        outage_rest_s=60.0,
+    )
+    daemon = Daemon(
+        queue=queue,
+        deliveries=deliveries,
+        breaker=breaker,
         stop=stop,
         slots=4,
         wait_time_s=1,
         visibility_timeout_s=300,
-        job_timeout_s=3600.0,
         seconds_needed=seconds_needed,
         when_empty=when_empty,
     )
     async with beside(daemon.run(), leases.run(), breaker.run(), daemon.triage()) as [run, *_]:
-        yield Site(queue, daemon, stop, run, needed_s, asked, empty_s)
+        yield Site(queue, daemon, deliveries, stop, run, needed_s, asked, empty_s)
 
 
 async def test_what_cannot_finish_goes_back_at_once_and_the_rest_may_try() -> None:
@@ -86,11 +94,11 @@ async def test_what_cannot_finish_goes_back_at_once_and_the_rest_may_try() -> No
         message("long"), message("short"), message("unknown"), long=_for_ever, short=go.wait, unknown=go.wait
     ) as site:
         site.needed_s |= {"long": DRAIN_S + 60, "short": DRAIN_S - 60}
-        await until(lambda: site.daemon.held == 3)
+        await until(lambda: len(site.deliveries.under_way) == 3)
         site.stop.request("test", within_s=DRAIN_S)
         await until(lambda: site.queue.calls)
         assert site.queue.calls == [("release", "long", 0)]
-        assert site.daemon.held == 2
+        assert len(site.deliveries.under_way) == 2
         go.set()
         await site.run
     assert sorted(site.queue.calls) == [("delete", "short", None), ("delete", "unknown", None), ("release", "long", 0)]
@@ -99,7 +107,7 @@ async def test_what_cannot_finish_goes_back_at_once_and_the_rest_may_try() -> No
 async def test_a_poll_under_way_delays_no_release() -> None:
     async with working(message("long"), long=_for_ever) as site:
         site.needed_s["long"] = DRAIN_S + 60
-        await until(lambda: site.daemon.held == 1)
+        await until(lambda: len(site.deliveries.under_way) == 1)
         site.queue.gate = asyncio.Event()
         polls = len(site.queue.asked)
         await until(lambda: len(site.queue.asked) > polls)
@@ -113,7 +121,7 @@ async def test_a_poll_under_way_delays_no_release() -> None:
 async def test_a_deadline_that_is_shortened_releases_more() -> None:
     async with working(message("a"), a=_for_ever) as site:
         site.needed_s["a"] = DRAIN_S - 60
-        await until(lambda: site.daemon.held == 1)
+        await until(lambda: len(site.deliveries.under_way) == 1)
         site.stop.request("test", within_s=DRAIN_S)
         seen = len(site.asked)
         await until(lambda: len(site.asked) > seen + 2)
@@ -147,7 +155,7 @@ async def test_a_poll_that_fails_says_nothing_of_the_queue() -> None:
 async def test_while_a_message_is_held_nothing_counts_as_empty() -> None:
     go = asyncio.Event()
     async with working(message("a"), a=go.wait) as site:
-        await until(lambda: site.daemon.held == 1)
+        await until(lambda: len(site.deliveries.under_way) == 1)
         seen, polls = len(site.empty_s), len(site.queue.asked)
         await until(lambda: len(site.queue.asked) > polls + 5)
         assert len(site.empty_s) == seen
@@ -162,12 +170,12 @@ def _ticked(daemon: Daemon, after_s: float) -> bool:
 async def test_it_ticks_while_it_waits_for_a_slot_and_while_it_drains() -> None:
     names = ["a", "b", "c", "d"]
     async with working(*[message(name) for name in names], **dict.fromkeys(names, _for_ever)) as site:
-        await until(lambda: site.daemon.held == 4)
+        await until(lambda: len(site.deliveries.under_way) == 4)
         for _ in range(2):
             before = time.monotonic()
             await until(partial(_ticked, site.daemon, before))
             site.stop.request("test", within_s=DRAIN_S)
-        assert site.daemon.oldest_job_s is not None
+        assert site.deliveries.oldest_s is not None
         site.stop.request("test", within_s=0)
         await site.run
-    assert site.daemon.oldest_job_s is None
+    assert site.deliveries.oldest_s is None
