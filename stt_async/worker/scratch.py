@@ -1,5 +1,6 @@
 """Scratch space on disk: a folder for each worker, a room in it for each job, and a bound on what all may take."""
 
+import errno
 import fcntl
 import os
 import shutil
@@ -53,6 +54,11 @@ class Scratch:
                 raise
             self._budget_bytes.grow()
 
+    def used_percent(self) -> float:
+        """Return how much of the disk is taken, by whomever."""
+        disk = shutil.disk_usage(self._folder)
+        return round(100 * disk.used / (disk.used + disk.free), 1)
+
     @contextmanager
     def _room_folder(self) -> Iterator[Path]:
         try:
@@ -61,6 +67,10 @@ class Scratch:
             raise TransientError(DISK_FULL, f"cannot make a folder in {self._folder}: {error}") from error
         try:
             yield folder
+        except OSError as error:
+            if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+                raise TransientError(DISK_FULL, f"no space left in {folder}: {error}") from error
+            raise
         finally:
             # A pool child may live on for a moment after its job was cancelled: out of its sight first, then removed.
             gone = folder.with_suffix(".gone")
