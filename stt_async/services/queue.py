@@ -1,7 +1,7 @@
 """SQS: messages in, and what becomes of them."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -14,6 +14,7 @@ from stt_async.services.aws import error_code, translated
 
 if TYPE_CHECKING:
     from types_aiobotocore_sqs import SQSClient
+    from types_aiobotocore_sqs.literals import MessageSystemAttributeNameType
 
 BATCH = 10
 """Messages in one SQS call, at most."""
@@ -32,6 +33,8 @@ class Message:
     receive_count: int
     received_at_s: float
     """On the monotonic clock, taken before the call: the visibility timeout runs from no earlier than this."""
+    queue_wait_s: float = 0.0
+    """From its sending to its first receive, by SQS's clock."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +82,11 @@ class JobQueue:
                 MaxNumberOfMessages=min(BATCH, most),
                 WaitTimeSeconds=wait_time_s,
                 VisibilityTimeout=visibility_timeout_s,
-                MessageSystemAttributeNames=["ApproximateReceiveCount"],
+                MessageSystemAttributeNames=[
+                    "ApproximateReceiveCount",
+                    "SentTimestamp",
+                    "ApproximateFirstReceiveTimestamp",
+                ],
             )
         return [
             Message(
@@ -88,6 +95,7 @@ class JobQueue:
                 body=message["Body"],
                 receive_count=int(message["Attributes"]["ApproximateReceiveCount"]),
                 received_at_s=asked_at_s,
+                queue_wait_s=_queue_wait_s(message["Attributes"]),
             )
             for message in answer.get("Messages", [])
         ]
@@ -236,6 +244,10 @@ def is_lost(code: str) -> bool:
     `InvalidParameterValue` is how SQS words an expired handle in some calls.
     """
     return code.rsplit(".", 1)[-1] in _LOST
+
+
+def _queue_wait_s(attributes: "Mapping[MessageSystemAttributeNameType, str]") -> float:
+    return (int(attributes["ApproximateFirstReceiveTimestamp"]) - int(attributes["SentTimestamp"])) / 1000
 
 
 def _attribute(text: str) -> str:

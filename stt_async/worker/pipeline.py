@@ -78,6 +78,7 @@ class SplitPipeline:
             lease.fetched = True
             split = await self._split(folder, params, job, etag, attempt=lease.message.receive_count)
             times.add("split", split.started_s, split.ended_s)
+            scratch_used_percent = self.scratch.used_percent()
             manifest = build(job, split.result, params, source_etag=etag, processed_at=datetime.now(UTC))
             with times.stage("put"):
                 await together(
@@ -93,7 +94,8 @@ class SplitPipeline:
             busy_s=times.busy_s,
             waited_s=time.monotonic() - started_s - times.busy_s,
         )
-        return Outcome("job_succeeded", _facts(manifest) | {"stages": times.spans})
+        spent = {"scratch_used_percent": scratch_used_percent, "stages": times.spans}
+        return Outcome("job_succeeded", _facts(manifest) | spent)
 
     async def _split(
         self, folder: Path, params: SplitParams, job: SplitJob, source_etag: str | None, *, attempt: int
@@ -142,6 +144,7 @@ def _facts(manifest: Manifest) -> dict[str, Any]:
     return {
         "status": manifest.status,
         "segments": manifest.total_segments,
+        "segment_bytes": sum(segment.bytes for segment in manifest.segments),
         "duration_s": manifest.recording.decoded_duration_s,
         "speech_s": manifest.speech_s,
         "truncated": manifest.recording.truncated,

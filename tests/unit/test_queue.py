@@ -54,7 +54,11 @@ async def test_a_message_is_ours_from_the_moment_we_asked() -> None:
                         "MessageId": "1",
                         "ReceiptHandle": "h",
                         "Body": "b",
-                        "Attributes": {"ApproximateReceiveCount": "3"},
+                        "Attributes": {
+                            "ApproximateReceiveCount": "3",
+                            "SentTimestamp": "1763800000000",
+                            "ApproximateFirstReceiveTimestamp": "1763800061250",
+                        },
                     }
                 ]
             }
@@ -62,9 +66,11 @@ async def test_a_message_is_ours_from_the_moment_we_asked() -> None:
     )
     [received] = await queue(sqs).receive(most=4, wait_time_s=20, visibility_timeout_s=300)
     assert (received.message_id, received.receipt_handle, received.body, received.receive_count) == ("1", "h", "b", 3)
+    assert received.queue_wait_s == 61.25
     assert "h'" not in repr(received)
     [asked] = sqs.called("receive_message")
     assert asked["MaxNumberOfMessages"] == 4
+    assert {"SentTimestamp", "ApproximateFirstReceiveTimestamp"} < set(asked["MessageSystemAttributeNames"])
     assert (asked["WaitTimeSeconds"], asked["VisibilityTimeout"]) == (20, 300)
 
 

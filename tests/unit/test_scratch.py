@@ -171,6 +171,11 @@ async def test_a_room_is_removed_however_its_job_ends(scratch: Scratch, tmp_path
     assert list(tmp_path.iterdir()) == []
 
 
+def test_how_full_the_disk_is_says_df(scratch: Scratch, tmp_path: Path) -> None:
+    df = subprocess.run(["df", "--output=pcent", tmp_path], capture_output=True, text=True, check=True)  # noqa: S607
+    assert scratch.used_percent() == pytest.approx(int(df.stdout.split()[1].rstrip("%")), abs=2)
+
+
 async def test_no_room_to_make_a_folder_is_a_full_disk_and_takes_nothing(tmp_path: Path) -> None:
     folder = tmp_path / "not there yet"
     scratch = Scratch(folder, 8)
