@@ -86,7 +86,7 @@ BY_EVENT: Mapping[str, tuple[Metric, ...]] = {
     "job_lease_lost": (Metric("LeasesLost", "Count", _one),),
     "heartbeat_late": (Metric("HeartbeatLate", "Seconds", _field("max_s")),),
     "loop_lagged": (Metric("LoopLag", "Seconds", _field("max_s")),),
-    "pool_broken": (Metric("PoolRestarts", "Count", _one),),
+    "child_lost": (Metric("PoolRestarts", "Count", _one),),
     "scratch_full": (Metric("ScratchFull", "Count", _one),),
     "breaker_opened": (Metric("BreakerOpened", "Count", _one),),
     "spot_interruption": (Metric("SpotNotices", "Count", _one),),

@@ -97,7 +97,7 @@ class Settings(BaseSettings):
     environment: str = Field(
         "",
         pattern=r"^[A-Za-z0-9_.-]{0,64}$",
-        description="Name of the deployment, as `production`: log lines are CloudWatch metrics, too; none, if not given.",
+        description="Name of the deployment, as `production`: its log lines are CloudWatch metrics, too.",
     )
     autoscaling_group: str = Field("", description="Auto Scaling group of this instance; none, if not given.")
     launch_hook: str = Field(

@@ -1,4 +1,4 @@
-"""How late the event loop is: what blocks it delays heartbeats, notices and transfers alike."""
+"""How late things are: the event loop, whose blocking delays all else alike, and what has a time of its own on it."""
 
 import asyncio
 import time
@@ -13,16 +13,17 @@ TELL_INTERVAL_S = 60.0
 
 
 class LagMeter:
-    """The longest lag since it was last told of; at most once a minute, and only above the threshold."""
+    """The longest lag since it was last told of; at most once a minute, and only from `threshold_s` on."""
 
-    def __init__(self) -> None:
+    def __init__(self, threshold_s: float) -> None:
+        self._threshold_s = threshold_s
         self._max_s = 0.0
         self._next_s = 0.0
 
     def note(self, lag_s: float, now_s: float) -> float | None:
         """Take a measurement; return the maximum when it is time to tell of it."""
         self._max_s = max(self._max_s, lag_s)
-        if self._max_s < THRESHOLD_S or now_s < self._next_s:
+        if self._max_s < self._threshold_s or now_s < self._next_s:
             return None
         told, self._max_s, self._next_s = self._max_s, 0.0, now_s + TELL_INTERVAL_S
         return told
@@ -30,7 +31,7 @@ class LagMeter:
 
 async def watch_lag() -> None:
     """Compare when we wake with when we should, until cancelled."""
-    meter = LagMeter()
+    meter = LagMeter(THRESHOLD_S)
     while True:
         due_s = time.monotonic() + TICK_S
         await asyncio.sleep(TICK_S)

@@ -11,6 +11,7 @@ import structlog
 from stt_async.errors import JobError, LeaseLostError
 from stt_async.services.queue import BATCH, JobQueue, Message, is_lost
 from stt_async.tasks import to_the_end
+from stt_async.worker.lag import LagMeter
 
 _log = structlog.get_logger()
 
@@ -55,7 +56,8 @@ class Leases:
     Args:
         queue: The queue, on a client of its own, so that no upload or poll delays a heartbeat.
         visibility_timeout_s: What each heartbeat sets (ChangeMessageVisibility sets, it does not add). A message is
-            extended after a third of it, and given up for lost when less than a tenth is left.
+            extended after a third of it, called late when that is a tenth overdue, and given up for lost when less than
+            a tenth is left.
     """
 
     def __init__(self, queue: JobQueue, visibility_timeout_s: int) -> None:
@@ -65,6 +67,7 @@ class Leases:
         self._tick_s = min(1.0, visibility_timeout_s / 30)
         self._margin_s = visibility_timeout_s / 10
         self._held: set[Lease] = set()
+        self._lateness = LagMeter(self._margin_s)
         self._beating = asyncio.Lock()
         self.ticked_s = time.monotonic()
         """When the ticker last ticked (monotonic clock)."""
@@ -103,6 +106,9 @@ class Leases:
             await asyncio.sleep(self._tick_s)
             self.ticked_s = now_s = time.monotonic()
             due = [lease for lease in self._held if lease.lost is None and now_s >= lease.due_s]
+            late_s = max((now_s - lease.due_s for lease in due), default=0.0)
+            if (max_s := self._lateness.note(late_s, now_s)) is not None:
+                _log.warning("heartbeat_late", max_s=round(max_s, 3), messages=len(due))
             for start in range(0, len(due), BATCH):
                 async with self._beating:
                     await self._beat([lease for lease in due[start : start + BATCH] if lease in self._held])

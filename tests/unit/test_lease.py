@@ -6,8 +6,9 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import pytest
+import structlog
 
-from stt_async.errors import UNREACHABLE, DependencyError, JobError, LeaseLostError, TransientError
+from stt_async.errors import UNREACHABLE, JobError, LeaseLostError, OutageError, TransientError
 from stt_async.services.queue import Message
 from stt_async.worker import lease as lease_module
 from stt_async.worker.lease import Lease, Leases
@@ -78,6 +79,21 @@ async def test_a_heartbeat_sets_the_time_anew() -> None:
         assert lease.expires_s == pytest.approx(lease.due_s + VISIBILITY_S * 2 / 3)
 
 
+@pytest.mark.parametrize(("overdue_s", "late"), [(VISIBILITY_S / 10 - 5, False), (VISIBILITY_S / 10 + 5, True)])
+async def test_a_heartbeat_that_comes_late_is_told_and_one_in_time_is_not(*, overdue_s: float, late: bool) -> None:
+    queue = FakeQueue()
+    with structlog.testing.capture_logs() as logs:
+        async with beating(queue) as leases:
+            holder = Holder(leases, message("a", age_s=VISIBILITY_S / 3 + overdue_s))
+            await until(lambda: queue.beats)
+            await holder.end()
+    told = [line for line in logs if line["event"] == "heartbeat_late"]
+    assert bool(told) is late
+    if late:
+        assert overdue_s <= told[0]["max_s"] < overdue_s + PATIENCE_S
+        assert told[0]["messages"] == 1
+
+
 async def test_only_who_is_due_is_extended_and_ten_a_call() -> None:
     queue = FakeQueue()
     due = [f"due-{n}" for n in range(23)]
@@ -107,7 +123,7 @@ async def test_a_message_that_sqs_says_is_not_ours_is_lost_at_once(code: str) ->
 
 
 @pytest.mark.parametrize(
-    "error", [TransientError("InternalError", "500"), DependencyError(UNREACHABLE, "gone")], ids=lambda e: e.code
+    "error", [TransientError("InternalError", "500"), OutageError(UNREACHABLE, "gone")], ids=lambda e: e.code
 )
 async def test_a_heartbeat_that_fails_is_sent_again_while_there_is_time(error: JobError) -> None:
     queue = FakeQueue()

@@ -130,11 +130,11 @@ class TestWatchdog:
 
 class TestLag:
     def test_what_is_short_is_not_told(self) -> None:
-        meter = LagMeter()
+        meter = LagMeter(THRESHOLD_S)
         assert meter.note(THRESHOLD_S * 0.9, 0.0) is None
 
     def test_the_maximum_is_told_once_a_minute(self) -> None:
-        meter = LagMeter()
+        meter = LagMeter(THRESHOLD_S)
         assert meter.note(2.0, 100.0) == 2.0
         assert meter.note(7.0, 101.0) is None
         assert meter.note(3.0, 102.0) is None
