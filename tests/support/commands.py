@@ -15,8 +15,11 @@ import pytest_asyncio
 
 from stt_async.local.process import ChildProcess, plain_environment
 from tests.support.recordings import ROOT
-from tests.support.site import Site
+from tests.support.site import OpenSite, Site
 from tests.support.waiting import wait_until
+
+SENDER = "AWS_SDK_UA_APP_ID"
+"""botocore tells its value in each User-Agent: so the history knows who made a call."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,7 @@ async def run_command(*arguments: str, environment: dict[str, str], timeout_s: f
     """Run `stt-async ARGUMENTS` to its end with this environment (and the few variables any process needs)."""
     process = await asyncio.create_subprocess_exec(
         *_command(*arguments),
-        env=plain_environment() | environment,
+        env=plain_environment() | environment | {SENDER: arguments[0]},
         cwd=ROOT,
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
@@ -53,9 +56,10 @@ async def run_command(*arguments: str, environment: dict[str, str], timeout_s: f
 
 
 class Worker:
-    """A worker process: its pid, its log lines, its signals, its scratch folder."""
+    """A worker process: its name in the history, its pid, its log lines, its signals, its scratch folder."""
 
-    def __init__(self, process: ChildProcess, scratch: Path) -> None:
+    def __init__(self, name: str, process: ChildProcess, scratch: Path) -> None:
+        self.name = name
         self.process = process
         self.scratch = scratch
 
@@ -112,12 +116,13 @@ StartWorker = Callable[..., Awaitable[Worker]]
 
 
 @pytest_asyncio.fixture
-async def start_worker(tmp_path: Path) -> AsyncIterator[StartWorker]:
+async def start_worker(tmp_path: Path, open_site: OpenSite) -> AsyncIterator[StartWorker]:
     """A function that starts a worker: `await start_worker(site, "--once", STT_PROCESSES="2")`.
 
     Options are those of the command, variables go over those of the site. `scratch` is a folder of its own unless
     given (as after a restart). On the way out each is stopped; pool processes that outlive their worker fail the test.
     """
+    del open_site  # only needed to end after the workers do
     numbers = itertools.count(1)
     workers: list[Worker] = []
     async with AsyncExitStack() as stack:
@@ -126,7 +131,7 @@ async def start_worker(tmp_path: Path) -> AsyncIterator[StartWorker]:
             name = f"worker-{next(numbers)}"
             folder = scratch or tmp_path / f"{name}-scratch"
             folder.mkdir(exist_ok=True)
-            environment = site.environment() | {"STT_SCRATCH_DIR": str(folder)} | variables
+            environment = site.environment() | {"STT_SCRATCH_DIR": str(folder), SENDER: name} | variables
             process = ChildProcess(
                 _command("worker", *options),
                 environment=plain_environment() | environment,
@@ -134,7 +139,7 @@ async def start_worker(tmp_path: Path) -> AsyncIterator[StartWorker]:
                 log=tmp_path / f"{name}.log",
                 grace_s=30.0,
             )
-            worker = Worker(await stack.enter_async_context(process), folder)
+            worker = Worker(name, await stack.enter_async_context(process), folder)
             workers.append(worker)
             return worker
 

@@ -3,7 +3,7 @@
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,8 @@ import pytest_asyncio
 
 from stt_async.local.loopback import s3_client, sqs_client
 from stt_async.local.servers import LocalServers, LocalServices, local_servers, open_services
+from tests.support.gateway import Gateway, open_gateway
+from tests.support.history import History
 
 if TYPE_CHECKING:
     from types_aiobotocore_s3 import S3Client
@@ -45,12 +47,21 @@ class Counts:
 
 @dataclass(frozen=True)
 class Site:
-    """Buckets and queues of one test, with clients of the owner (who may do everything) to fill and inspect them."""
+    """Buckets and queues of one test, with clients of the owner (who may do everything) to fill and inspect them.
+
+    The clients go to the servers directly; whoever goes by `services` or `environment()` passes the gateway.
+    """
 
     services: LocalServices
+    gateway: Gateway
     s3: "S3Client"
     sqs: "SQSClient"
     visibility_timeout_s: int
+
+    @property
+    def history(self) -> History:
+        """What passed the gateway."""
+        return self.gateway.history
 
     def environment(self) -> dict[str, str]:
         """What a worker or enqueue needs; with short waits, so that an empty queue is soon known to be empty."""
@@ -193,7 +204,10 @@ async def open_site(servers: LocalServers) -> AsyncIterator[OpenSite]:
                 split_queue=f"split-{name}",
                 visibility_timeout_s=visibility_timeout_s,
             )
-            site = Site(services, s3, sqs, visibility_timeout_s)
+            gateway = await stack.enter_async_context(
+                open_gateway(objects_url=servers.objects.url, queues_url=servers.queues_url, history=History())
+            )
+            site = Site(_through(gateway, services), gateway, s3, sqs, visibility_timeout_s)
             stack.push_async_callback(_close, site)
             return site
 
@@ -204,6 +218,12 @@ async def open_site(servers: LocalServers) -> AsyncIterator[OpenSite]:
 async def site(open_site: OpenSite) -> Site:
     """Fresh buckets and queues."""
     return await open_site()
+
+
+def _through(gateway: Gateway, services: LocalServices) -> LocalServices:
+    """The same services, at the addresses of the gateway."""
+    objects = replace(services.servers.objects, endpoint=gateway.objects_url.removeprefix("http://"))
+    return replace(services, servers=LocalServers(objects, gateway.queues_url))
 
 
 async def _close(site: Site) -> None:

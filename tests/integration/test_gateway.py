@@ -1,0 +1,333 @@
+"""The gateway that all tests lean on: what passes comes out as it went in, is written down, and is spoilt on demand."""
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import aioboto3
+import pytest
+import pytest_asyncio
+from aiobotocore.config import AioConfig
+from aiohttp import ClientPayloadError, ClientSession
+from botocore.exceptions import ClientError, ConnectionClosedError
+from miniopy_async.api import Minio
+from miniopy_async.error import S3Error
+
+from stt_async.local.loopback import REGION
+from tests.support.gateway import Fault
+from tests.support.http_faults import (
+    cut_body,
+    delay,
+    error,
+    error_in_200,
+    failed_entry,
+    flip_bit,
+    hold_after,
+    hold_before,
+    lost_answer,
+    other_etag,
+    reset,
+    short_body,
+)
+from tests.support.site import Counts, Site
+from tests.support.waiting import wait_until
+
+KEY = "amdo/ལྷ་ས 1+2%2F/a.mp3"
+LARGE = bytes(range(256)) * 4 * 8192  # 8 MiB
+
+
+def _client(site: Site, service: str) -> Any:
+    keys = site.services.owner
+    session: Any = aioboto3.Session()
+    return session.client(
+        service,
+        endpoint_url=site.gateway.objects_url if service == "s3" else site.gateway.queues_url,
+        region_name=REGION,
+        aws_access_key_id=keys.access_key,
+        aws_secret_access_key=keys.secret_key,
+        config=AioConfig(retries={"total_max_attempts": 1}, user_agent_appid="somebody", read_timeout=60),
+    )
+
+
+@pytest_asyncio.fixture
+async def s3(site: Site) -> AsyncIterator[Any]:
+    async with _client(site, "s3") as client:
+        yield client
+
+
+@pytest_asyncio.fixture
+async def sqs(site: Site) -> AsyncIterator[Any]:
+    async with _client(site, "sqs") as client:
+        yield client
+
+
+async def _body(answer: Any) -> bytes:
+    async with answer["Body"] as stream:
+        body: bytes = await stream.read()
+        return body
+
+
+def _told(site: Site) -> list[tuple[str, str, str, int | None]]:
+    return [(call.sender, call.service, call.operation, call.status) for call in site.history.calls]
+
+
+async def test_an_object_goes_through_unchanged_and_is_written_down(site: Site, s3: Any) -> None:
+    bucket = site.services.output_bucket
+    await s3.put_object(Bucket=bucket, Key=KEY, Body=LARGE)
+    got = await s3.get_object(Bucket=bucket, Key=KEY)
+    assert await _body(got) == LARGE
+    ranged = await s3.get_object(Bucket=bucket, Key=KEY, Range="bytes=5-9")
+    assert await _body(ranged) == LARGE[5:10]
+    head = await s3.head_object(Bucket=bucket, Key=KEY)
+    assert head["ContentLength"] == len(LARGE)
+    assert [found["Key"] for found in (await s3.list_objects_v2(Bucket=bucket, Prefix="amdo/ལྷ"))["Contents"]] == [KEY]
+    await s3.delete_object(Bucket=bucket, Key=KEY)
+    with pytest.raises(s3.exceptions.NoSuchKey):
+        await s3.get_object(Bucket=bucket, Key=KEY)
+
+    assert _told(site) == [
+        ("somebody", "s3", "PutObject", 200),
+        ("somebody", "s3", "GetObject", 200),
+        ("somebody", "s3", "GetObject", 206),
+        ("somebody", "s3", "HeadObject", 200),
+        ("somebody", "s3", "ListObjectsV2", 200),
+        ("somebody", "s3", "DeleteObject", 204),
+        ("somebody", "s3", "GetObject", 404),
+    ]
+    put, *_, missing = site.history.calls
+    assert (put.bucket, put.key) == (bucket, KEY)
+    assert (put.request_bytes, put.request_sha256) == (len(LARGE), hashlib.sha256(LARGE).hexdigest())
+    assert (put.request, put.answer) == (b"", b"")
+    assert missing.error_code == "NoSuchKey"
+    assert put.served_s is not None
+    assert put.ended_s is not None
+    assert put.started_s <= put.served_s <= put.ended_s <= missing.started_s
+
+
+async def test_a_manifest_is_kept_with_its_body(site: Site, s3: Any) -> None:
+    await s3.put_object(Bucket=site.services.output_bucket, Key="a.mp3/metadata.json", Body=b"{}", IfNoneMatch="*")
+    got = await s3.get_object(Bucket=site.services.output_bucket, Key="a.mp3/metadata.json")
+    assert await _body(got) == b"{}"
+    put, get = site.history.calls
+    assert (put.is_of_manifest, put.request, get.answer) == (True, b"{}", b"{}")
+
+
+async def test_the_calls_of_a_multipart_upload_are_told_apart(site: Site, s3: Any) -> None:
+    upload = {"Bucket": site.services.output_bucket, "Key": "a.tar"}
+    for end in ("complete", "abort"):
+        begun = upload | {"UploadId": (await s3.create_multipart_upload(**upload))["UploadId"]}
+        part = await s3.upload_part(**begun, PartNumber=1, Body=LARGE)
+        await s3.list_multipart_uploads(Bucket=upload["Bucket"])
+        if end == "complete":
+            parts = {"Parts": [{"ETag": part["ETag"], "PartNumber": 1}]}
+            await s3.complete_multipart_upload(**begun, MultipartUpload=parts)
+        else:
+            await s3.abort_multipart_upload(**begun)
+    begins = ["CreateMultipartUpload", "UploadPart", "ListMultipartUploads"]
+    operations = [call.operation for call in site.history.calls]
+    assert operations == [*begins, "CompleteMultipartUpload", *begins, "AbortMultipartUpload"]
+
+
+async def test_minio_is_told_apart_from_s3(site: Site) -> None:
+    await site.put_recordings({KEY: b"sound"})
+    reader = site.services.servers.objects.reader
+    bucket = site.services.source_bucket
+    async with ClientSession() as session:
+        minio = Minio(
+            site.gateway.objects_url.removeprefix("http://"),
+            access_key=reader.access_key,
+            secret_key=reader.secret_key,
+            secure=False,
+            region=REGION,
+            session=session,
+        )
+        async with await minio.get_object(bucket, KEY) as response:
+            assert await response.read() == b"sound"
+        assert [found.object_name async for found in minio.list_objects(bucket, recursive=True)] == [KEY]
+        site.gateway.fault("minio", "GetObject", error(403, "AccessDenied"))
+        with pytest.raises(S3Error, match="AccessDenied"):
+            await minio.get_object(bucket, KEY)
+    operations = [(call.service, call.operation, call.status) for call in site.history.calls]
+    assert operations == [
+        ("minio", "GetObject", 200),
+        ("minio", "ListObjectsV2", 200),
+        ("minio", "GetObject", 403),
+    ]
+
+
+async def test_messages_are_written_down_with_their_handles(site: Site, sqs: Any) -> None:
+    url = (await sqs.get_queue_url(QueueName=site.services.queues.name))["QueueUrl"]
+    sent = await sqs.send_message(QueueUrl=url, MessageBody="one")
+    received = await sqs.receive_message(QueueUrl=url)
+    handle = received["Messages"][0]["ReceiptHandle"]
+    entry = {"Id": "0", "ReceiptHandle": handle, "VisibilityTimeout": 5}
+    await sqs.change_message_visibility_batch(QueueUrl=url, Entries=[entry])
+    await sqs.delete_message(QueueUrl=url, ReceiptHandle=handle)
+    with pytest.raises(ClientError):
+        await sqs.delete_message(QueueUrl=url, ReceiptHandle="none")
+    operations = [call.operation for call in site.history.calls]
+    assert operations[:3] == ["GetQueueUrl", "SendMessage", "ReceiveMessage"]
+    assert operations[3:] == ["ChangeMessageVisibilityBatch", "DeleteMessage", "DeleteMessage"]
+    _, send, receive, change, delete, refused = site.history.calls
+    assert {call.queue for call in site.history.calls} == {site.services.queues.name}
+    assert send.result["MessageId"] == sent["MessageId"]
+    assert [message["MessageId"] for message in receive.messages] == [sent["MessageId"]]
+    assert change.receipts == delete.receipts == [handle]
+    assert (refused.error_code, refused.succeeded) == ("ReceiptHandleIsInvalid", False)
+
+
+async def test_a_long_poll_waits_and_ends_with_its_client(site: Site, sqs: Any) -> None:
+    url = site.services.queues.url
+    poll = asyncio.create_task(sqs.receive_message(QueueUrl=url, WaitTimeSeconds=20))
+    await wait_until(lambda: site.history.of("sqs", "ReceiveMessage"), what="the poll to begin")
+    await site.send("one")
+    assert [message["Body"] for message in (await poll)["Messages"]] == ["one"]
+
+    gone = asyncio.create_task(sqs.receive_message(QueueUrl=url, WaitTimeSeconds=20))
+    await wait_until(lambda: len(site.history.of("sqs", "ReceiveMessage")) == 2, what="the second poll to begin")
+    gone.cancel()
+    _, second = site.history.of("sqs", "ReceiveMessage")
+    await wait_until(lambda: second.ended_s is not None, what="the poll to end with its client", timeout_s=5)
+    assert second.status is None
+
+
+@pytest.mark.parametrize(
+    ("fault", "raised", "times"),
+    [
+        pytest.param(error(503, "SlowDown"), ClientError, 1, id="error"),
+        # Twice: aiohttp repeats a PUT whose connection broke.
+        pytest.param(reset, ConnectionClosedError, 2, id="reset"),
+    ],
+)
+async def test_a_call_that_is_not_passed_on_changes_nothing(
+    site: Site, s3: Any, fault: Fault, raised: type[Exception], times: int
+) -> None:
+    bucket = site.services.output_bucket
+    with site.gateway.fault("s3", "PutObject", fault, times=times) as rule:
+        with pytest.raises(raised):
+            await s3.put_object(Bucket=bucket, Key="a", Body=LARGE)
+        assert await site.objects() == {}
+        await s3.put_object(Bucket=bucket, Key="a", Body=LARGE)
+    assert rule.struck == times
+    assert await site.objects() == {"a": len(LARGE)}
+    struck, *_, passed = site.history.calls
+    assert (struck.served_status, struck.served, passed.served_status, passed.succeeded) == (None, False, 200, True)
+    assert struck.faults
+    assert struck.request_sha256 == passed.request_sha256
+
+
+async def test_an_error_has_the_form_of_its_service(site: Site, s3: Any, sqs: Any) -> None:
+    bucket, url = site.services.output_bucket, site.services.queues.url
+    site.gateway.fault("s3", "GetObject", error(403, "RequestTimeTooSkewed"))
+    site.gateway.fault("s3", "HeadObject", error(403, "AccessDenied"))
+    site.gateway.fault("s3", "CopyObject", error_in_200("InternalError"))
+    site.gateway.fault("sqs", "SendMessage", error(400, "RequestThrottled"))
+    site.gateway.fault("sqs", "Change*", error(400, "AWS.SimpleQueueService.MessageNotInflight"))
+
+    async def code(call: Any) -> Any:
+        with pytest.raises(ClientError) as refused:
+            await call
+        return refused.value.response["Error"]["Code"]
+
+    assert await code(s3.get_object(Bucket=bucket, Key="a")) == "RequestTimeTooSkewed"
+    assert await code(s3.head_object(Bucket=bucket, Key="a")) == "403"
+    assert await code(s3.copy_object(Bucket=bucket, Key="b", CopySource=f"{bucket}/a")) == "InternalError"
+    assert await code(sqs.send_message(QueueUrl=url, MessageBody="one")) == "RequestThrottled"
+    change = sqs.change_message_visibility(QueueUrl=url, ReceiptHandle="h", VisibilityTimeout=0)
+    assert await code(change) == "AWS.SimpleQueueService.MessageNotInflight"
+    assert [call.error_code for call in site.history.calls] == [
+        "RequestTimeTooSkewed",
+        "",
+        "InternalError",
+        "RequestThrottled",
+        "MessageNotInflight",
+    ]
+    assert not any(call.succeeded for call in site.history.calls)
+    assert await site.is_drained()
+
+
+async def test_a_lost_answer_is_of_a_call_that_was_done(site: Site, s3: Any) -> None:
+    manifests = site.gateway.fault("s3", "PutObject", lost_answer, times=2, where=lambda call: call.is_of_manifest)
+    with pytest.raises(ConnectionClosedError):
+        await s3.put_object(Bucket=site.services.output_bucket, Key="a.mp3/metadata.json", Body=b"{}")
+    await s3.put_object(Bucket=site.services.output_bucket, Key="a.mp3/segment", Body=b"sound")
+    assert manifests.struck == 2
+    assert await site.read("a.mp3/metadata.json") == b"{}"
+    lost = manifests.calls[0]
+    assert (lost.served, lost.succeeded, lost.status) == (True, False, None)
+
+
+@pytest.mark.parametrize(("hold", "is_done"), [(hold_before, False), (hold_after, True)])
+async def test_a_held_call_goes_on_when_its_rule_is_lifted(site: Site, s3: Any, hold: Fault, *, is_done: bool) -> None:
+    with site.gateway.fault("s3", "PutObject", hold) as held:
+        put = asyncio.create_task(s3.put_object(Bucket=site.services.output_bucket, Key="a", Body=b"sound"))
+        await held.has_struck()
+        if is_done:
+            await wait_until(site.objects, what="the object to be there")
+        assert (await site.objects() != {}) == is_done
+        assert not put.done()
+    await put
+    assert await site.objects() == {"a": 5}
+
+
+async def test_a_delay_comes_before_the_call(site: Site, s3: Any) -> None:
+    site.gateway.fault("s3", "PutObject", delay(0.2))
+    await s3.put_object(Bucket=site.services.output_bucket, Key="a", Body=b"sound")
+    (put,) = site.history.calls
+    assert put.served_s is not None
+    assert put.served_s - put.started_s >= 0.2
+
+
+@pytest.mark.parametrize(
+    ("fault", "comes"),
+    [
+        pytest.param(short_body(0.25), lambda body: body == LARGE[: len(LARGE) // 4], id="short"),
+        pytest.param(flip_bit, lambda body: body == b"\x01" + LARGE[1:], id="one bit wrong"),
+        pytest.param(other_etag("other"), lambda body: body == LARGE, id="another ETag"),
+    ],
+)
+async def test_an_answer_that_is_wrong_and_does_not_look_it(
+    site: Site, s3: Any, fault: Fault, comes: Callable[[bytes], bool]
+) -> None:
+    await site.s3.put_object(Bucket=site.services.output_bucket, Key="a", Body=LARGE)
+    right = (await s3.head_object(Bucket=site.services.output_bucket, Key="a"))["ETag"]
+    site.gateway.fault("s3", "GetObject", fault, times=1)
+    # Without checksums, as from MinIO: S3's own would tell.
+    got = await s3.get_object(Bucket=site.services.output_bucket, Key="a", Range="bytes=0-")
+    assert comes(await _body(got))
+    assert (got["ETag"] == right) == (fault.__qualname__ != "other_etag.<locals>.fault")
+
+
+async def test_a_body_cut_off(site: Site, s3: Any) -> None:
+    await site.s3.put_object(Bucket=site.services.output_bucket, Key="a", Body=LARGE)
+    site.gateway.fault("s3", "GetObject", cut_body(0.5), times=1)
+    got = await s3.get_object(Bucket=site.services.output_bucket, Key="a")
+    assert got["ContentLength"] == len(LARGE)
+    with pytest.raises(ClientPayloadError):
+        await _body(got)
+
+
+@pytest.mark.parametrize("others", [0, 2])
+async def test_one_entry_of_a_batch_fails_and_is_not_done(site: Site, sqs: Any, others: int) -> None:
+    site.gateway.fault("sqs", "SendMessageBatch", failed_entry("InternalError"))
+    entries = [{"Id": str(number), "MessageBody": "one"} for number in range(1 + others)]
+    answer = await sqs.send_message_batch(QueueUrl=site.services.queues.url, Entries=entries)
+    assert [(failed["Id"], failed["Code"]) for failed in answer["Failed"]] == [("0", "InternalError")]
+    assert len(answer.get("Successful", [])) == others
+    assert await site.counts() == Counts(visible=others, in_flight=0)
+
+
+async def test_rules_that_match_the_same_call_are_applied_together(site: Site, s3: Any) -> None:
+    await site.s3.put_object(Bucket=site.services.output_bucket, Key="a", Body=b"sound")
+    site.gateway.fault("s3", "GetObject", other_etag("other"))
+    site.gateway.fault("s3", "Get*", short_body(0.4))
+    got = await s3.get_object(Bucket=site.services.output_bucket, Key="a", Range="bytes=0-")
+    assert (await _body(got), got["ETag"]) == (b"so", '"other"')
+
+
+async def test_a_fault_that_strikes_nothing_fails_its_test(site: Site) -> None:
+    rule = site.gateway.fault("s3", "PutObject", reset)
+    with pytest.raises(AssertionError, match=r"struck nothing.*reset on s3 PutObject"):
+        site.gateway.require_all_struck()
+    site.gateway.rules.remove(rule)

@@ -1,0 +1,154 @@
+"""What can befall an HTTP call on its way through the gateway: each a function from a `Strike` to a `Reply`."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from typing import Any
+
+import orjson
+from multidict import CIMultiDict
+
+from tests.support.gateway import ConnectionLostError, Fault, Reply, Strike
+from tests.support.history import Call
+
+
+def error(status: int, code: str) -> Fault:
+    """The server is not asked; the service refuses, in its own form. HEAD gets the status alone."""
+
+    async def fault(strike: Strike) -> Reply:
+        return _refusal(strike.call, status, code)
+
+    return fault
+
+
+def error_in_200(code: str) -> Fault:
+    """The server is not asked; the refusal comes with status 200, as S3 does after it has begun to answer."""
+
+    async def fault(strike: Strike) -> Reply:
+        return _refusal(strike.call, 200, code)
+
+    return fault
+
+
+async def reset(strike: Strike) -> Reply:
+    """The server is not asked; the connection is reset."""
+    raise ConnectionLostError(str(strike.call))
+
+
+async def lost_answer(strike: Strike) -> Reply:
+    """The server does it; instead of the answer comes a reset."""
+    await (await strike.forward()).read()
+    raise ConnectionLostError(str(strike.call))
+
+
+async def hold_before(strike: Strike) -> Reply:
+    """The server is asked only when the rule is lifted."""
+    await strike.rule.lifted.wait()
+    return await strike.forward()
+
+
+async def hold_after(strike: Strike) -> Reply:
+    """The server does it; the answer comes only when the rule is lifted."""
+    reply = await strike.forward()
+    body = await reply.read()
+    await strike.rule.lifted.wait()
+    return _with_body(reply, body)
+
+
+def delay(seconds: float) -> Fault:
+    """The server is asked that much later."""
+
+    async def fault(strike: Strike) -> Reply:
+        await asyncio.sleep(seconds)
+        return await strike.forward()
+
+    return fault
+
+
+def cut_body(share: float) -> Fault:
+    """That share of the body comes, of the length that is told; then a reset."""
+
+    async def fault(strike: Strike) -> Reply:
+        reply = await strike.forward()
+        body = await reply.read()
+
+        async def cut() -> AsyncIterator[bytes]:
+            yield body[: int(len(body) * share)]
+            raise ConnectionLostError(str(strike.call))
+
+        return replace(_with_body(reply, body), body=cut())
+
+    return fault
+
+
+def short_body(share: float) -> Fault:
+    """That share of the body comes, well-formed and without its length, as from a proxy that lost its server."""
+
+    async def fault(strike: Strike) -> Reply:
+        reply = await strike.forward()
+        body = await reply.read()
+        short = _with_body(reply, body[: int(len(body) * share)])
+        del short.headers["Content-Length"]
+        return short
+
+    return fault
+
+
+async def flip_bit(strike: Strike) -> Reply:
+    """The body has its length, and one bit of its first byte is wrong."""
+    reply = await strike.forward()
+    body = await reply.read()
+    return _with_body(reply, bytes([body[0] ^ 1]) + body[1:])
+
+
+def other_etag(etag: str) -> Fault:
+    """The answer has another ETag (given without quotes)."""
+
+    async def fault(strike: Strike) -> Reply:
+        reply = await strike.forward()
+        reply.headers["ETag"] = f'"{etag}"'
+        return reply
+
+    return fault
+
+
+def failed_entry(code: str) -> Fault:
+    """The first entry of an SQS batch is not done, and the answer says so; the others are."""
+
+    async def fault(strike: Strike) -> Reply:
+        arguments = strike.call.arguments
+        refused, *others = arguments["Entries"]
+        failure = {"Id": refused["Id"], "Code": code, "Message": "told to", "SenderFault": False}
+        if not others:
+            return _json(200, {"Successful": [], "Failed": [failure]})
+        reply = await strike.forward(orjson.dumps(arguments | {"Entries": others}))
+        answer = orjson.loads(await reply.read())
+        return _with_body(reply, orjson.dumps(answer | {"Failed": [*answer.get("Failed", []), failure]}))
+
+    return fault
+
+
+def _refusal(call: Call, status: int, code: str) -> Reply:
+    if call.method == "HEAD":
+        return Reply(status, CIMultiDict({"Content-Length": "0"}), _once(b""))
+    if call.service == "sqs":
+        reply = _json(status, {"__type": f"com.amazonaws.sqs#{code.rsplit('.', 1)[-1]}", "message": "told to"})
+        reply.headers["x-amzn-query-error"] = f"{code};Sender"
+        return reply
+    body = f'<?xml version="1.0" encoding="UTF-8"?>\n<Error><Code>{code}</Code><Message>told to</Message></Error>'
+    return _with_body(Reply(status, CIMultiDict({"Content-Type": "application/xml"}), _once(b"")), body.encode())
+
+
+def _json(status: int, answer: Any) -> Reply:
+    headers = CIMultiDict({"Content-Type": "application/x-amz-json-1.0"})
+    return _with_body(Reply(status, headers, _once(b"")), orjson.dumps(answer))
+
+
+def _with_body(reply: Reply, body: bytes) -> Reply:
+    headers = reply.headers.copy()
+    headers["Content-Length"] = str(len(body))
+    return replace(reply, headers=headers, body=_once(body))
+
+
+async def _once(body: bytes) -> AsyncIterator[bytes]:
+    yield body
