@@ -1,0 +1,164 @@
+"""What befalls workers and their services in a soak: each a function that does it once, and waits until it is over."""
+
+import asyncio
+import random
+import signal
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any
+
+import psutil
+
+from tests.soak.fleet import Fleet
+from tests.support.gateway import Fault
+from tests.support.history import Call, Service
+from tests.support.http_faults import cut_body, delay, error, flip_bit, lost_answer, reset, short_body
+from tests.support.site import Site
+
+SLOW_S = 6.0
+"""Long enough for a heartbeat or two."""
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Where faults happen."""
+
+    site: Site
+    fleet: Fleet
+    jobs: list[dict[str, Any]]
+    rng: random.Random
+
+
+RandomFault = Callable[[Scene], Coroutine[Any, Any, None]]
+
+
+async def worker_killed(scene: Scene) -> None:
+    """SIGKILL to a worker, as when a host dies; another takes its place, on its disk or on a new one."""
+    with scene.fleet.someone(scene.rng) as instance:
+        if instance is not None:
+            async with scene.fleet.away():
+                instance.worker.kill()
+                await scene.fleet.replace(instance, -signal.SIGKILL, in_its_place=scene.rng.random() < 0.5)
+
+
+async def worker_stopped(scene: Scene) -> None:
+    """SIGTERM, as by `systemctl restart`."""
+    with scene.fleet.someone(scene.rng) as instance:
+        if instance is not None:
+            async with scene.fleet.away():
+                instance.worker.signal(signal.SIGTERM)
+                await scene.fleet.replace(instance, 0, in_its_place=True)
+
+
+async def instance_interrupted(scene: Scene) -> None:
+    """A Spot interruption notice, of two minutes or of seconds."""
+    with scene.fleet.someone(scene.rng) as instance:
+        if instance is not None:
+            async with scene.fleet.away():
+                instance.imds.arm_spot(in_s=scene.rng.choice([21, 120]))
+                await scene.fleet.replace(instance, 0, in_its_place=False)
+
+
+async def worker_frozen(scene: Scene) -> None:
+    """SIGSTOP for less than the visibility timeout, or for longer: then others have its messages when it wakes."""
+    with scene.fleet.someone(scene.rng) as instance:
+        if instance is not None:
+            async with scene.fleet.away():
+                instance.worker.signal(signal.SIGSTOP)
+                await asyncio.sleep(scene.site.visibility_timeout_s * scene.rng.choice([0.3, 1.2]))
+                instance.worker.signal(signal.SIGCONT)
+
+
+async def child_killed(scene: Scene) -> None:
+    """SIGKILL to one pool child, busy or idle, as by the kernel when memory is short."""
+    with scene.fleet.someone(scene.rng) as instance:
+        if instance is not None:
+            children = [
+                process
+                for process in psutil.Process(instance.worker.pid).children(recursive=True)
+                if _maps_torch(process)
+            ]
+            if children:
+                scene.rng.choice(children).kill()
+
+
+async def message_duplicated(scene: Scene) -> None:
+    """A job is in the queue twice: while it is being done, or after."""
+    await scene.site.send(scene.rng.choice(scene.jobs))
+
+
+async def source_slow_and_heartbeat_lost(scene: Scene) -> None:
+    """One download stands still for seconds, and the first heartbeat of its message is not heard of again."""
+    with (
+        scene.site.gateway.fault("minio", "GetObject", delay(SLOW_S), times=1) as slow,
+        scene.site.gateway.fault("sqs", "ChangeMessageVisibilityBatch", lost_answer, times=1) as beat,
+    ):
+        await slow.has_struck()
+        await beat.has_struck()
+        scene.fleet.held_up(SLOW_S)
+
+
+def calls_struck(service: Service, operation: str, fault: Fault, **options: Any) -> RandomFault:
+    """One call, or a few in a row, are spoilt on their way."""
+
+    async def struck(scene: Scene) -> None:
+        times = scene.rng.choice([1, 1, 1, 2])
+        with scene.site.gateway.fault(service, operation, fault, times=times, **options) as rule:
+            await rule.has_struck(times)
+
+    return struck
+
+
+def _is_manifest(call: Call) -> bool:
+    return call.is_of_manifest
+
+
+def _is_segment(call: Call) -> bool:
+    return not call.is_of_manifest
+
+
+NETWORK: list[RandomFault] = [
+    calls_struck("minio", "GetObject", error(503, "SlowDown")),
+    calls_struck("minio", "GetObject", error(500, "InternalError")),
+    calls_struck("minio", "GetObject", reset),
+    calls_struck("minio", "GetObject", cut_body(0.5)),
+    calls_struck("minio", "GetObject", short_body(0.7)),
+    calls_struck("minio", "GetObject", flip_bit),
+    calls_struck("s3", "PutObject", error(503, "SlowDown")),
+    calls_struck("s3", "PutObject", error(500, "InternalError")),
+    calls_struck("s3", "PutObject", reset, where=_is_segment),
+    calls_struck("s3", "PutObject", lost_answer, where=_is_segment),
+    calls_struck("s3", "PutObject", reset, where=_is_manifest),
+    calls_struck("s3", "PutObject", lost_answer, where=_is_manifest),
+    calls_struck("s3", "GetObject", error(500, "InternalError")),
+    calls_struck("sqs", "DeleteMessage", error(500, "InternalFailure")),
+    calls_struck("sqs", "DeleteMessage", lost_answer),
+    calls_struck("sqs", "ReceiveMessage", error(403, "RequestThrottled")),
+    calls_struck("sqs", "ReceiveMessage", lost_answer),
+    source_slow_and_heartbeat_lost,
+]
+"""Faults of one call: the worker is not touched."""
+
+PROCESSES: list[RandomFault] = [
+    worker_killed,
+    worker_stopped,
+    instance_interrupted,
+    worker_frozen,
+    child_killed,
+    message_duplicated,
+]
+"""Faults of a process, and what SQS does by itself."""
+
+NETWORK_SHARE = 0.7
+
+
+def drawn(rng: random.Random) -> RandomFault:
+    """One of all faults; those of single calls are the most."""
+    return rng.choice(NETWORK if rng.random() < NETWORK_SHARE else PROCESSES)
+
+
+def _maps_torch(process: psutil.Process) -> bool:
+    try:
+        return any("libtorch" in region.path for region in process.memory_maps())
+    except (psutil.NoSuchProcess, psutil.AccessDenied):
+        return False
