@@ -9,7 +9,7 @@ Failure = Literal["permanent", "transient", "environment", "worker_lost"]
 
 
 UNREACHABLE = "unreachable"
-"""Code of a service that does not answer at all: worth another try within the call, then a `DependencyError`."""
+"""Code of a service that does not answer at all."""
 
 DISK_FULL = "disk_full"
 """Code of a job for which there was no space left: fewer are let in at once."""
@@ -58,9 +58,13 @@ class SpoiltAttemptError(TransientError):
 
 
 class DependencyError(JobError):
-    """A service refuses everyone or is out of reach: stop receiving until a probe succeeds."""
+    """A service refuses us, maybe whatever the job: stop receiving until a probe succeeds."""
 
     failure = "environment"
+
+
+class OutageError(DependencyError):
+    """Out of reach, or our credentials ran out: never the trouble of one job. Worth another try within the call."""
 
 
 class WorkerLostError(JobError):

@@ -8,7 +8,7 @@ from typing import ParamSpec, TypeVar
 import structlog
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_before_delay, wait_random_exponential
 
-from stt_async.errors import UNREACHABLE, DependencyError, JobError, SpoiltAttemptError, TransientError
+from stt_async.errors import JobError, OutageError, SpoiltAttemptError, TransientError
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -23,7 +23,8 @@ REDELIVERY_CAP_S = 900.0
 class Retry:
     """The policy for one call to a service: full jitter, as long as `timeout_s` allows, then the last error.
 
-    Only what may pass by itself is tried again: `TransientError`, and a service that is out of reach for the moment.
+    Only what may pass by itself is tried again: `TransientError`, and a service that is out of reach for the moment, or
+    whose credentials are about to be renewed (`OutageError`).
     The SDKs' own retries are off, so that waits never multiply.
     """
 
@@ -55,7 +56,7 @@ def redelivery_delay_s(receive_count: int) -> int:
 def _may_pass(error: BaseException) -> bool:
     if isinstance(error, SpoiltAttemptError):
         return False
-    return isinstance(error, TransientError) or (isinstance(error, DependencyError) and error.code == UNREACHABLE)
+    return isinstance(error, TransientError | OutageError)
 
 
 def _tell(state: RetryCallState) -> None:

@@ -19,22 +19,30 @@ from botocore.exceptions import (
     SSLError,
 )
 
-from stt_async.errors import UNREACHABLE, DependencyError, JobError, SpoiltAttemptError, TransientError
+from stt_async.errors import (
+    UNREACHABLE,
+    DependencyError,
+    JobError,
+    OutageError,
+    SpoiltAttemptError,
+    TransientError,
+)
 from stt_async.settings import Settings
 
 if TYPE_CHECKING:
     from types_aiobotocore_s3 import S3Client
+    from types_aiobotocore_s3.type_defs import HeadObjectOutputTypeDef
     from types_aiobotocore_sqs import SQSClient
 
 REFUSED = frozenset(
     {
+        "401",
         "403",  # the answer to a HEAD has no body to hold a code
         "AccessDenied",
         "AccessDeniedException",
         "AllAccessDisabled",
         "AuthFailure",
-        "ExpiredToken",
-        "ExpiredTokenException",
+        "AuthorizationHeaderMalformed",
         "IncompleteSignature",
         "InvalidAccessKeyId",
         "InvalidClientTokenId",
@@ -43,13 +51,17 @@ REFUSED = frozenset(
         "MissingAuthenticationToken",
         "NotAuthorized",
         "OptInRequired",
-        "RequestExpired",
-        "RequestTimeTooSkewed",
         "SignatureDoesNotMatch",
         "UnrecognizedClientException",
     }
 )
 """Error codes of a service that refuses us, whatever the job."""
+
+EXPIRED = frozenset(
+    {"ExpiredToken", "ExpiredTokenException", "RequestExpired", "RequestTimeTooSkewed", "TokenRefreshRequired"}
+)
+"""Error codes of credentials, or of a clock, that may be put right before the next try: botocore renews what a role
+gives, and NTP sets the clock."""
 
 GONE = frozenset({"NoSuchBucket", "AWS.SimpleQueueService.NonExistentQueue", "QueueDoesNotExist", "PermanentRedirect"})
 """Error codes of a bucket or a queue that is not there."""
@@ -99,23 +111,22 @@ def translated(service: str) -> Iterator[None]:
     except ClientError as error:
         raise _meaning(service, error) from error
     except (NoCredentialsError, PartialCredentialsError, CredentialRetrievalError) as error:
-        raise DependencyError("no_credentials", f"{service}: no usable AWS credentials ({error})") from error
+        raise OutageError("no_credentials", f"{service}: no usable AWS credentials ({error})") from error
     except (EndpointConnectionError, ConnectTimeoutError, ProxyConnectionError, SSLError) as error:
-        raise DependencyError(UNREACHABLE, f"{service} is out of reach: {error}") from error
+        raise OutageError(UNREACHABLE, f"{service} is out of reach: {error}") from error
     except (BotoCoreError, aiohttp.ClientError, OSError) as error:  # aiohttp's: of a body that breaks off
         raise TransientError("connection_broken", f"{service}: {str(error) or type(error).__name__}") from error
 
 
-async def object_metadata(client: "S3Client", bucket: str, key: str) -> dict[str, str] | None:
-    """HEAD an object and return its own metadata; None if it is not there."""
+async def object_head(client: "S3Client", bucket: str, key: str) -> "HeadObjectOutputTypeDef | None":
+    """HEAD an object; None if it is not there."""
     with translated(f"S3 bucket {bucket}"):
         try:
-            answer = await client.head_object(Bucket=bucket, Key=key)
+            return await client.head_object(Bucket=bucket, Key=key)
         except ClientError as error:
             if error_code(error) in {"NoSuchKey", "404"}:
                 return None
             raise
-    return answer["Metadata"]
 
 
 def error_code(error: ClientError) -> str:
@@ -126,8 +137,13 @@ def error_code(error: ClientError) -> str:
 def _meaning(service: str, error: ClientError) -> JobError:
     code = error_code(error)
     sentence = f"{service} answered {code} to {error.operation_name}: {error.response.get('Error', {}).get('Message')}"
-    if code in REFUSED or code in GONE:
-        return DependencyError(code, sentence)
     if code in SPOILT:
         return SpoiltAttemptError(code, sentence)
-    return TransientError(code, sentence)
+    return refusal(code, sentence) or TransientError(code, sentence)
+
+
+def refusal(code: str, sentence: str) -> DependencyError | None:
+    """Return the failure by an error code that refuses us, of any server that speaks S3; None for any other code."""
+    if code in EXPIRED:
+        return OutageError(code, sentence)
+    return DependencyError(code, sentence) if code in REFUSED or code in GONE else None

@@ -12,6 +12,8 @@ _log = structlog.get_logger()
 
 THROTTLED = frozenset(
     {
+        "429",  # the answer to a HEAD, or one of a proxy, has no code in its body
+        "503",
         "RequestLimitExceeded",
         "RequestThrottled",
         "ServiceUnavailable",

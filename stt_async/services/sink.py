@@ -14,7 +14,7 @@ from botocore.exceptions import ClientError
 from stt_async.errors import JobError, TransientError
 from stt_async.manifest import MANIFEST_NAME, Manifest, decode, encode
 from stt_async.retry import Retry
-from stt_async.services.aws import error_code, object_metadata, translated
+from stt_async.services.aws import error_code, object_head, translated
 from stt_async.services.gate import Gate
 from stt_async.tasks import to_the_end, together
 
@@ -126,6 +126,10 @@ class Sink:
             await self._retry(self._put_part, key, upload_id, 1, lambda: b"probe")
             await self._retry(self._abort_upload, key, upload_id)
 
+    async def count_open_uploads(self) -> int:
+        """Return how many multipart uploads were neither completed nor aborted, up to 1,000."""
+        return len(await self._retry(self._list_uploads, ""))
+
     async def _get(self, key: str) -> Standing | None:
         with translated(f"S3 bucket {self._bucket}"):
             try:
@@ -138,10 +142,10 @@ class Sink:
                 return Standing(await answer["Body"].read(), answer["ETag"])
 
     async def _head(self, key: str) -> ManifestHead | None:
-        metadata = await object_metadata(self._client, self._bucket, key)
-        if metadata is None:
+        found = await object_head(self._client, self._bucket, key)
+        if found is None:
             return None
-        return ManifestHead(metadata.get(_PARAMS, ""), metadata.get(_SOURCE_ETAG, ""))
+        return ManifestHead(found["Metadata"].get(_PARAMS, ""), found["Metadata"].get(_SOURCE_ETAG, ""))
 
     async def _put_file(self, file: Path, key: str) -> None:
         async with self._uploads:
@@ -174,7 +178,7 @@ class Sink:
                 self._retry(self._put_part, key, upload_id, number, partial(_read, file, offset, self._chunksize_bytes))
                 for number, offset in self._part_offsets(file)
             )
-            await self._retry(self._complete, key, upload_id, parts)
+            await self._retry(self._complete, file, key, upload_id, parts)
 
     @asynccontextmanager
     async def _multipart_upload(self, key: str, content_type: str) -> AsyncIterator[str]:
@@ -212,11 +216,22 @@ class Sink:
                 )
         return {"PartNumber": number, "ETag": answer["ETag"], "ChecksumCRC32": answer["ChecksumCRC32"]}
 
-    async def _complete(self, key: str, upload_id: str, parts: list["CompletedPartTypeDef"]) -> None:
-        with translated(f"S3 bucket {self._bucket}"):
-            await self._client.complete_multipart_upload(
-                Bucket=self._bucket, Key=key, UploadId=upload_id, MultipartUpload={"Parts": parts}
-            )
+    async def _complete(self, file: Path, key: str, upload_id: str, parts: list["CompletedPartTypeDef"]) -> None:
+        async with self._parts:
+            with translated(f"S3 bucket {self._bucket}"):
+                try:
+                    await self._client.complete_multipart_upload(
+                        Bucket=self._bucket, Key=key, UploadId=upload_id, MultipartUpload={"Parts": parts}
+                    )
+                except ClientError as error:
+                    # S3 had done it already, when an answer was lost on the way and this is another try.
+                    if error_code(error) != "NoSuchUpload" or not await self._stands(file, key):
+                        raise
+
+    async def _stands(self, file: Path, key: str) -> bool:
+        """Whether a file is there as an object. Its key holds a hash of its content, so the same size will do."""
+        found = await object_head(self._client, self._bucket, key)
+        return found is not None and found["ContentLength"] == file.stat().st_size
 
     async def _abort(self, key: str, creating: asyncio.Task[str]) -> None:
         """Abort what `creating` opened, or is about to; what fails here is left to the bucket's lifecycle rule."""
@@ -230,18 +245,18 @@ class Sink:
         """Abort the multipart uploads of a recording whose manifest stands: nobody needs them any more."""
         try:
             async with asyncio.timeout(ABORT_TIMEOUT_S):
-                for key, upload_id in await self._retry(self._open_uploads, prefix):
-                    await self._retry(self._abort_upload, key, upload_id)
-                    _log.info("multipart_abandoned_aborted", key=key)
+                for key, upload_id in await self._retry(self._list_uploads, prefix):
+                    # Further down lie the prefixes of other recordings (`a/` and `a/b.mp3/`).
+                    if "/" not in key.removeprefix(prefix):
+                        await self._retry(self._abort_upload, key, upload_id)
+                        _log.info("multipart_abandoned_aborted", key=key)
         except (JobError, TimeoutError) as error:
             _log.warning("multipart_abort_failed", key=prefix, error=str(error))
 
-    async def _open_uploads(self, prefix: str) -> list[tuple[str, str]]:
+    async def _list_uploads(self, prefix: str) -> list[tuple[str, str]]:
         with translated(f"S3 bucket {self._bucket}"):
             answer = await self._client.list_multipart_uploads(Bucket=self._bucket, Prefix=prefix)
-        found = [(upload["Key"], upload["UploadId"]) for upload in answer.get("Uploads", [])]
-        # Further down lie the prefixes of other recordings (`a/` and `a/b.mp3/`).
-        return [(key, upload_id) for key, upload_id in found if "/" not in key.removeprefix(prefix)]
+        return [(upload["Key"], upload["UploadId"]) for upload in answer.get("Uploads", [])]
 
     async def _abort_upload(self, key: str, upload_id: str) -> None:
         with translated(f"S3 bucket {self._bucket}"):

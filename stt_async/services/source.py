@@ -13,10 +13,10 @@ from botocore.exceptions import ClientError
 from miniopy_async.api import Minio
 from miniopy_async.error import InvalidResponseError, MinioException, S3Error, ServerError
 
-from stt_async.errors import UNREACHABLE, DependencyError, JobError, PermanentError, TransientError
+from stt_async.errors import UNREACHABLE, DependencyError, JobError, OutageError, PermanentError, TransientError
 from stt_async.job import SplitJob
 from stt_async.retry import Retry
-from stt_async.services.aws import GONE, REFUSED, error_code, translated
+from stt_async.services.aws import error_code, refusal, translated
 from stt_async.services.download import TOO_SLOW, Download
 from stt_async.services.gate import Gate
 from stt_async.settings import Settings
@@ -28,10 +28,14 @@ if TYPE_CHECKING:
 CHUNK_BYTES = 1024**2
 """Memory of a download: two or three of these, whatever the recording's size."""
 
+PROBED = 5
+"""Recordings that a probe tries to read, at most: one or a few may be forbidden, or be gone since they were listed."""
+
 PAGE = 1000
 """Objects in one answer to a LIST; stopping there asks for no further page."""
 
 _HTTP_PARTIAL_CONTENT = 206
+_HTTP_UNAUTHORIZED = 401
 _HTTP_FORBIDDEN = 403
 _HTTP_NOT_FOUND = 404
 _HTTP_PRECONDITION_FAILED = 412
@@ -109,12 +113,21 @@ class Source:
             last_key = page[-1].key
 
     async def probe(self, bucket: str) -> str:
-        """Prove that we may list and read the bucket; return what was found, for people."""
+        """Prove that we may list the bucket and read from it, if not everything; return what was found, for people."""
         page = await self._retry(self._page, bucket, "", None)
-        if not page:
-            return "lists; it is empty, so nothing was read"
-        await self._retry(self._read_start, bucket, page[0].key)
-        return f"lists, and reads {page[0].key}"
+        unreadable: DependencyError | PermanentError | None = None
+        for found in page[:: max(1, -(-len(page) // PROBED))]:
+            try:
+                await self._retry(self._read_start, bucket, found.key)
+            except OutageError:
+                raise
+            except (DependencyError, PermanentError) as error:
+                unreadable = error
+            else:
+                return f"lists, and reads {found.key}"
+        if unreadable is not None:
+            raise unreadable
+        return "lists; it is empty, so nothing was read"
 
     async def _page(self, bucket: str, prefix: str, start_after: str | None) -> list[SourceObject]:
         page: list[SourceObject] = []
@@ -234,7 +247,7 @@ def _translated(what: str) -> Iterator[None]:
     except MinioException as error:
         raise _meaning(what, error) from error
     except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
-        raise DependencyError(UNREACHABLE, f"{what} is out of reach: {error}") from error
+        raise OutageError(UNREACHABLE, f"{what} is out of reach: {error}") from error
     except (aiohttp.ClientError, TimeoutError, ParseError) as error:
         raise TransientError("connection_broken", f"{what}: {str(error) or type(error).__name__}") from error
 
@@ -253,6 +266,6 @@ def _meaning(what: str, error: MinioException) -> JobError | _ReplacedError:
         return _missing(what)
     if code == "PreconditionFailed" or status == _HTTP_PRECONDITION_FAILED:
         return _ReplacedError()
-    if code in REFUSED or code in GONE or status == _HTTP_FORBIDDEN:
-        return DependencyError(code or "AccessDenied", f"{what} refuses us: {error}")
-    return TransientError(code or f"http_{status}", f"{what}: {error}")
+    if not code and status in {_HTTP_UNAUTHORIZED, _HTTP_FORBIDDEN}:
+        code = "AccessDenied"
+    return refusal(code, f"{what} refuses us: {error}") or TransientError(code or f"http_{status}", f"{what}: {error}")

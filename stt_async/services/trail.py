@@ -16,7 +16,7 @@ import orjson
 from stt_async.errors import PermanentError
 from stt_async.job import SplitJob
 from stt_async.retry import Retry
-from stt_async.services.aws import object_metadata, translated
+from stt_async.services.aws import object_head, translated
 
 if TYPE_CHECKING:
     from types_aiobotocore_s3 import S3Client
@@ -83,8 +83,8 @@ class Trail:
             )
 
     async def _head(self, key: str) -> str | None:
-        metadata = await object_metadata(self._client, self._bucket, key)
-        return None if metadata is None else metadata.get(_SOURCE_ETAG)
+        found = await object_head(self._client, self._bucket, key)
+        return None if found is None else found["Metadata"].get(_SOURCE_ETAG)
 
     async def _read(self, folder: str) -> list[Breadcrumb]:
         crumbs: list[Breadcrumb] = []

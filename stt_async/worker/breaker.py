@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 
 import structlog
 
-from stt_async.errors import UNREACHABLE, DependencyError, JobError
+from stt_async.errors import JobError, OutageError
 
 _log = structlog.get_logger()
 
@@ -21,7 +21,7 @@ class Breaker:
     """Opens at the first sign that a service refuses everyone; closes by itself when the probe succeeds.
 
     The sign may be wrong: a service may refuse one job alone. So the first probe, made at once, is the verdict: when it
-    fails, this is an outage. A service out of reach is one without it: it is nobody's own.
+    fails, this is an outage. An OutageError is one without it.
 
     Args:
         probe: Raises a JobError while any service is out of order.
@@ -40,11 +40,11 @@ class Breaker:
         """Whether it is open, and not on a mere suspicion."""
         return self._verdict is not None and self._verdict.done() and self._verdict.result()
 
-    async def confirms(self, error: DependencyError) -> bool:
+    async def confirms(self, error: JobError) -> bool:
         """Open because of `error`, and tell whether it is an outage, or the trouble of one job alone."""
         return await asyncio.shield(self.trip(error))
 
-    def trip(self, error: DependencyError) -> asyncio.Future[bool]:
+    def trip(self, error: JobError) -> asyncio.Future[bool]:
         """Open because of `error`; return the verdict, which may still be to come."""
         if self._verdict is None:
             self._verdict = asyncio.get_running_loop().create_future()
@@ -52,7 +52,7 @@ class Breaker:
             self.closed.clear()
             self._open.set()
         verdict = self._verdict
-        if error.code == UNREACHABLE:
+        if isinstance(error, OutageError):
             self._judge(outage=True)
         return verdict
 

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import structlog
 
-from stt_async.errors import DependencyError, JobError, LeaseLostError, PermanentError, TransientError
+from stt_async.errors import DependencyError, JobError, LeaseLostError, OutageError, PermanentError, TransientError
 from stt_async.retry import redelivery_delay_s
 from stt_async.services.queue import JobQueue, Message
 from stt_async.tasks import to_the_end, together
@@ -38,7 +38,7 @@ class Delivery:
     message: Message
     started_s: float
     lease: Lease | None = None
-    waits_for: DependencyError | None = None
+    waits_for: OutageError | None = None
     """The outage that has to end before its job is tried again."""
     given_up: bool = False
     rest_s: int = 0
@@ -117,7 +117,9 @@ class Deliveries:
     async def _see_through(self, delivery: Delivery) -> None:
         """Do one job, then settle its message. By then its heartbeat has stopped."""
         message = delivery.message
-        structlog.contextvars.bind_contextvars(message_id=message.message_id, receive_count=message.receive_count)
+        structlog.contextvars.bind_contextvars(
+            message_id=message.message_id, receive_count=message.receive_count, queue_wait_s=message.queue_wait_s
+        )
         try:
             async with self._leases.hold(message) as delivery.lease:
                 outcome = await self._do(delivery, delivery.lease)
@@ -136,7 +138,7 @@ class Deliveries:
         """Run the job: once, but on its last receive as often as an outage is what it fails by.
 
         Raises:
-            DependencyError: an outage, and another receive is left to wait it out.
+            OutageError: another receive is left to wait it out.
             JobError: the job's own failure.
         """
         limit = asyncio.timeout(self._job_timeout_s)
@@ -145,11 +147,11 @@ class Deliveries:
                 while True:
                     try:
                         return await self._pipeline.run(lease)
-                    except DependencyError as error:
-                        await self._require_outage(error)
+                    except (DependencyError, TransientError) as error:
+                        outage = await self._outage_behind(error)
                         if not self._is_last(delivery.message):
-                            raise
-                        delivery.waits_for = error
+                            raise outage from error
+                        delivery.waits_for = outage
                     _log.warning("job_waits", code=delivery.waits_for.code, error=delivery.waits_for.message)
                     await self._breaker.closed.wait()
                     delivery.waits_for, lease.fetched = None, False
@@ -164,19 +166,20 @@ class Deliveries:
             _log.exception("job_crashed")
             raise TransientError("crashed", f"{type(error).__name__}: {error}") from error
 
-    async def _require_outage(self, error: DependencyError) -> None:
-        """Make sure that all are refused, and not this job alone; if so, let go of those that only wait to be.
+    async def _outage_behind(self, error: DependencyError | TransientError) -> OutageError:
+        """Find out whether a failure is not of this job alone; if so, let go of those that only wait for the same.
 
         Raises:
             TransientError: everything is in order but for this job.
         """
         if not await self._breaker.confirms(error):
-            raise TransientError(error.code, f"{error.message}; a probe found everything else in order") from error
+            raise TransientError(error.code, f"{error.message} (a probe found all services in order)") from error
         for task, delivery in self.under_way.items():
             # Whose recording is here goes on: hours of work may be in it, and the outage be over when it is done.
             fetched = delivery.lease is not None and delivery.lease.fetched
             if task is not asyncio.current_task() and not fetched and not self._is_last(delivery.message):
                 self.give_up(task, rest_s=self._rest_s())
+        return OutageError(error.code, error.message)
 
     async def _fail(self, message: Message, error: JobError) -> None:
         """Dead-letter what will never work, and what was tried for the last time; let the rest come again later."""
@@ -185,8 +188,7 @@ class Deliveries:
             self._tell("job_failed", **facts)
             await self._settle(self._queue.dead_letter(message, error))
         else:
-            outage = isinstance(error, DependencyError)
-            after_s = self._rest_s() if outage else redelivery_delay_s(message.receive_count)
+            after_s = self._rest_s() if isinstance(error, OutageError) else redelivery_delay_s(message.receive_count)
             self._tell("job_retried", after_s=after_s, **facts)
             await self._settle(self._queue.release(message, after_s=after_s))
 

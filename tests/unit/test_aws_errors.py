@@ -22,6 +22,7 @@ from stt_async.errors import (
     DependencyError,
     JobError,
     LeaseLostError,
+    OutageError,
     PermanentError,
     SpoiltAttemptError,
     TransientError,
@@ -53,8 +54,6 @@ def meaning(error: BaseException) -> JobError:
         "403",
         "AccessDenied",
         "AccessDeniedException",
-        "ExpiredToken",
-        "ExpiredTokenException",
         "IncompleteSignature",
         "InvalidAccessKeyId",
         "InvalidClientTokenId",
@@ -62,8 +61,6 @@ def meaning(error: BaseException) -> JobError:
         "MissingAuthenticationToken",
         "NotAuthorized",
         "OptInRequired",
-        "RequestExpired",
-        "RequestTimeTooSkewed",
         "SignatureDoesNotMatch",
         "UnrecognizedClientException",
         "NoSuchBucket",
@@ -76,6 +73,15 @@ def test_a_refusal_of_everyone_is_of_the_environment(code: str) -> None:
     assert error.code == code
     assert "SendMessage" in error.message
     assert "because" in error.message
+
+
+@pytest.mark.parametrize(
+    "code", ["ExpiredToken", "ExpiredTokenException", "RequestExpired", "RequestTimeTooSkewed", "TokenRefreshRequired"]
+)
+def test_credentials_or_a_clock_that_may_be_put_right_are_tried_again(code: str) -> None:
+    error = meaning(answer(code))
+    assert isinstance(error, OutageError)
+    assert error.code == code
 
 
 @pytest.mark.parametrize(
@@ -98,7 +104,7 @@ def test_any_other_answer_may_pass(code: str) -> None:
 )
 def test_without_credentials_it_is_the_environment(error: Exception) -> None:
     found = meaning(error)
-    assert isinstance(found, DependencyError)
+    assert isinstance(found, OutageError)
     assert found.code == "no_credentials"
 
 
@@ -114,7 +120,7 @@ def test_without_credentials_it_is_the_environment(error: Exception) -> None:
 )
 def test_out_of_reach_is_of_the_environment_and_tried_again(error: Exception) -> None:
     found = meaning(error)
-    assert isinstance(found, DependencyError)
+    assert isinstance(found, OutageError)
     assert found.code == UNREACHABLE
 
 

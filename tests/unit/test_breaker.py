@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from stt_async.errors import UNREACHABLE, DependencyError, JobError, TransientError
+from stt_async.errors import UNREACHABLE, DependencyError, JobError, OutageError, TransientError
 from stt_async.worker import breaker as breaker_module
 from stt_async.worker.breaker import Breaker
 from tests.unit.fakes import beside, until
@@ -79,7 +79,7 @@ async def test_all_who_ask_in_an_outage_hear_of_it() -> None:
 
 async def test_who_is_out_of_reach_is_so_for_all() -> None:
     breaker = Breaker(Probe())
-    assert await breaker.confirms(DependencyError(UNREACHABLE, "no route"))
+    assert await breaker.confirms(OutageError(UNREACHABLE, "no route"))
     assert breaker.outage
 
 
@@ -88,7 +88,7 @@ async def test_who_is_out_of_reach_ends_a_doubt() -> None:
     verdict = breaker.trip(REFUSED)
     assert not verdict.done()
     assert not breaker.outage
-    assert await breaker.confirms(DependencyError(UNREACHABLE, "no route"))
+    assert await breaker.confirms(OutageError(UNREACHABLE, "no route"))
     assert verdict.result()
 
 

@@ -13,6 +13,7 @@ from stt_async.errors import (
     DependencyError,
     JobError,
     LeaseLostError,
+    OutageError,
     PermanentError,
     TransientError,
     WorkerLostError,
@@ -385,11 +386,31 @@ async def test_in_an_outage_who_only_waits_to_be_refused_goes_back_and_who_has_i
     assert site.deliveries.tally == {"job_retried": 1, "job_released": 1, "job_succeeded": 1}
 
 
+async def test_whatever_fails_in_an_outage_is_laid_to_it() -> None:
+    """As answers of a CDN do, that has lost its server: 502 for all."""
+    outage = Outage()
+    does = {"a": raises(TransientError("http_502", "bad gateway")), "last": raises(TransientError("cut", "off"))}
+    async with working(
+        [message("a", receive_count=4), message("last", receive_count=5)], probe=outage, does=does
+    ) as site:
+        await until(lambda: outage.probes >= 2)
+        await until(lambda: site.queue.calls)
+        [(call, name, rest_s)] = site.queue.calls
+        assert (call, name) == ("release", "a")
+        assert isinstance(rest_s, int)
+        assert rest_s > REST_S
+        site.pipeline.does.clear()
+        outage.over = True
+        await until(lambda: len(site.queue.calls) == 2)
+        await site.drain()
+    assert site.queue.calls[1] == ("delete", "last", None)
+
+
 async def test_what_a_poll_brings_in_an_outage_goes_back_unopened() -> None:
     async with working([], probe=Outage()) as site:
         site.queue.gate = asyncio.Event()
         await until(lambda: site.queue.polling)
-        site.breaker.trip(DependencyError(UNREACHABLE, "no route"))
+        site.breaker.trip(OutageError(UNREACHABLE, "no route"))
         site.queue.waiting = [message("a"), message("b", receive_count=4)]
         site.queue.gate.set()
         await until(lambda: len(site.queue.calls) == 2)
@@ -451,7 +472,7 @@ async def test_nor_is_one_that_a_poll_brings_in_an_outage() -> None:
     async with working([], probe=Outage()) as site:
         site.queue.gate = asyncio.Event()
         await until(lambda: site.queue.polling)
-        site.breaker.trip(DependencyError(UNREACHABLE, "no route"))
+        site.breaker.trip(OutageError(UNREACHABLE, "no route"))
         site.queue.waiting = [message("last", receive_count=5)]
         site.queue.gate.set()
         await until(lambda: site.queue.calls)
@@ -520,7 +541,7 @@ async def test_while_it_is_not_known_whether_one_or_all_are_refused_nobody_is_gi
 async def test_a_queue_that_is_out_of_reach_opens_the_breaker() -> None:
     outage = Outage()
     async with working([], probe=outage) as site:
-        site.queue.receive_errors = [DependencyError(UNREACHABLE, "no route")]
+        site.queue.receive_errors = [OutageError(UNREACHABLE, "no route")]
         await until(lambda: outage.probes >= 3)
         polls = len(site.queue.asked)
         for _ in range(20):
@@ -590,7 +611,7 @@ class TestStopWhenEmpty:
 
     async def test_a_queue_that_does_not_answer_is_asked_again(self) -> None:
         queue, stop = FakeQueue(), Stop()
-        error: JobError = DependencyError(UNREACHABLE, "no route")
+        error: JobError = OutageError(UNREACHABLE, "no route")
         queue.depths = [EMPTY, error, EMPTY, error, EMPTY, EMPTY]
         async with asyncio.timeout(PATIENCE_S):
             await stop_when_empty(queue, stop, drain_timeout_s=LONG_S)

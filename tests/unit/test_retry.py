@@ -10,6 +10,7 @@ from stt_async.errors import (
     UNREACHABLE,
     DependencyError,
     LeaseLostError,
+    OutageError,
     PermanentError,
     SpoiltAttemptError,
     TransientError,
@@ -39,7 +40,7 @@ class Call:
 
 @pytest.mark.parametrize(
     "error",
-    [TransientError("SlowDown", "503"), DependencyError(UNREACHABLE, "no route")],
+    [TransientError("SlowDown", "503"), OutageError(UNREACHABLE, "no route")],
     ids=lambda error: error.code,
 )
 async def test_what_may_pass_is_tried_again(error: Exception) -> None:

@@ -10,7 +10,7 @@ from typing import Any, Self
 import pytest
 from botocore.exceptions import ClientError
 
-from stt_async.errors import DependencyError, PermanentError, TransientError
+from stt_async.errors import DependencyError, PermanentError, SpoiltAttemptError, TransientError
 from stt_async.manifest import encode
 from stt_async.retry import Retry
 from stt_async.services.sink import ManifestHead, Sink
@@ -75,7 +75,7 @@ class S3:
         await self._called("head_object")
         if Key not in self.objects:
             raise refusal("404")
-        return {"Metadata": self.metadata[Key]}
+        return {"Metadata": self.metadata.get(Key, {}), "ContentLength": len(self.objects[Key])}
 
     async def put_object(self, *, Key: str, Body: bytes, **arguments: Any) -> None:
         await self._called("put_object")
@@ -110,8 +110,11 @@ class S3:
         **_: Any,
     ) -> None:
         await self._called("complete")
-        parts = self.uploads.pop(UploadId)
+        parts = self.uploads.pop(UploadId, None)
+        if parts is None:
+            raise refusal("NoSuchUpload")
         self.objects[Key] = b"".join(parts[part["PartNumber"]] for part in MultipartUpload["Parts"])
+        await self._called("complete_answer")
 
     async def abort_multipart_upload(self, *, UploadId: str, **_: Any) -> None:
         await self._called("abort")
@@ -166,6 +169,28 @@ async def test_an_upload_that_fails_is_aborted(s3: S3, sink: Sink, tar: Path, op
         await sink.put(tar, "a.mp3/segments.tar")
     assert s3.uploads == {}
     assert s3.objects == {}
+
+
+async def test_an_upload_whose_completion_went_unheard_is_found_done(s3: S3, sink: Sink, tar: Path) -> None:
+    s3.troubles["complete_answer"] = [ConnectionResetError("reset")]
+    await sink.put(tar, "a.mp3/segments.tar")
+    assert s3.objects == {"a.mp3/segments.tar": tar.read_bytes()}
+    assert s3.calls.count("complete") == 2
+    assert "abort" not in s3.calls
+
+
+@pytest.mark.parametrize("standing", [None, b"another size"])
+async def test_an_upload_that_somebody_aborted_needs_a_new_attempt(
+    s3: S3, sink: Sink, tar: Path, standing: bytes | None
+) -> None:
+    async def abort() -> None:
+        s3.uploads.clear()
+
+    if standing is not None:
+        s3.objects["a.mp3/segments.tar"] = standing
+    s3.troubles["complete"] = [abort]
+    with pytest.raises(SpoiltAttemptError, match="NoSuchUpload"):
+        await sink.put(tar, "a.mp3/segments.tar")
 
 
 async def test_an_upload_that_never_began_is_not_aborted(s3: S3, sink: Sink, tar: Path) -> None:

@@ -10,7 +10,7 @@ import aiohttp
 import pytest
 from miniopy_async.error import InvalidResponseError, MinioException, S3Error, ServerError
 
-from stt_async.errors import UNREACHABLE, DependencyError, JobError, PermanentError, TransientError
+from stt_async.errors import UNREACHABLE, DependencyError, JobError, OutageError, PermanentError, TransientError
 from stt_async.services.source import _ReplacedError, _translated
 
 WHAT = "MinIO (audio/amdo/001.mp3)"
@@ -34,20 +34,23 @@ def connector_error(kind: type[aiohttp.ClientConnectorError], cause: Any) -> aio
         (s3_error("SignatureDoesNotMatch", 403), DependencyError, "SignatureDoesNotMatch"),
         (s3_error(None, 403), DependencyError, "AccessDenied"),
         (InvalidResponseError(403, "text/html", "from the CDN"), DependencyError, "AccessDenied"),
+        (s3_error("RequestTimeTooSkewed", 403), OutageError, "RequestTimeTooSkewed"),
+        (s3_error("ExpiredToken", 400), OutageError, "ExpiredToken"),
+        (InvalidResponseError(401, "text/html", "from the CDN"), DependencyError, "AccessDenied"),
         (s3_error("NoSuchBucket", 404), DependencyError, "NoSuchBucket"),
         (s3_error("SlowDown", 503), TransientError, "SlowDown"),
         (s3_error("InternalError", 500), TransientError, "InternalError"),
         (ServerError("bad gateway", 502), TransientError, "http_502"),
         (InvalidResponseError(503, "text/html", "from the CDN"), TransientError, "http_503"),
         (MinioException("any other"), TransientError, "http_0"),
-        (connector_error(aiohttp.ClientConnectorError, OSError(111, "refused")), DependencyError, UNREACHABLE),
-        (connector_error(aiohttp.ClientConnectorDNSError, OSError(-2, "no such host")), DependencyError, UNREACHABLE),
+        (connector_error(aiohttp.ClientConnectorError, OSError(111, "refused")), OutageError, UNREACHABLE),
+        (connector_error(aiohttp.ClientConnectorDNSError, OSError(-2, "no such host")), OutageError, UNREACHABLE),
         (
             connector_error(aiohttp.ClientConnectorCertificateError, ssl.SSLCertVerificationError("expired")),
-            DependencyError,
+            OutageError,
             UNREACHABLE,
         ),
-        (aiohttp.ConnectionTimeoutError("connect"), DependencyError, UNREACHABLE),
+        (aiohttp.ConnectionTimeoutError("connect"), OutageError, UNREACHABLE),
         (aiohttp.SocketTimeoutError("read"), TransientError, "connection_broken"),
         (aiohttp.ClientPayloadError("cut"), TransientError, "connection_broken"),
         (aiohttp.ServerDisconnectedError(), TransientError, "connection_broken"),
