@@ -36,8 +36,18 @@ async def examine(settings: Settings) -> AsyncIterator[Check]:
         async with open_pool(settings.model_copy(update={"processes": 1})):
             return "a pool child loaded it"
 
-    yield await look(f"scratch {settings.scratch_dir}", scratch)
-    yield await look("model", model)
+    yield await look(f"scratch {settings.scratch_dir}", scratch, "Name a folder that can be written: STT_SCRATCH_DIR")
+    yield await look("model", model, "Is the environment whole? Remove .venv, and bin/doctor makes it anew")
     async with connect(patient) as services:
         async for check in checks(services, patient):
             yield check
+
+        async def uploads() -> str:
+            return f"{await services.sink.count_open_uploads()} open; a job aborts those of earlier attempts at it"
+
+        yield await look(
+            f"multipart uploads in {settings.output_bucket}",
+            uploads,
+            "Workers do without, but leave the uploads of killed attempts to the bucket's lifecycle rule: "
+            "the AWS credentials need s3:ListBucketMultipartUploads on the bucket",
+        )

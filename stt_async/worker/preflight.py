@@ -7,6 +7,23 @@ from stt_async.errors import JobError
 from stt_async.services.connections import Connections
 from stt_async.settings import Settings
 
+_QUEUE = (
+    "Look at STT_SPLIT_QUEUE, AWS_REGION and the AWS credentials, which need sqs:GetQueueUrl and "
+    "sqs:GetQueueAttributes, and, to work, sqs:ReceiveMessage, sqs:ChangeMessageVisibility and sqs:DeleteMessage"
+)
+_DEAD_LETTERS = (
+    "Look at the queue's RedrivePolicy; the AWS credentials need sqs:GetQueueUrl and sqs:GetQueueAttributes on the "
+    "dead-letter queue as well, and, to work, sqs:SendMessage"
+)
+_SOURCE = (
+    "Look at STT_MINIO_ENDPOINT, STT_MINIO_SECURE, STT_SOURCE_BUCKET, STT_MINIO_ACCESS_KEY and STT_MINIO_SECRET_KEY; "
+    "the key needs s3:ListBucket and s3:GetObject"
+)
+_OUTPUT = (
+    "Look at STT_OUTPUT_BUCKET, AWS_REGION and the AWS credentials, which need s3:ListBucket on the bucket, and "
+    "s3:GetObject, s3:PutObject and s3:AbortMultipartUpload on its objects"
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Check:
@@ -22,12 +39,12 @@ class Check:
         return self.error is None
 
 
-async def look(name: str, call: Callable[[], Awaitable[str]]) -> Check:
-    """Look at one thing: `call` returns a word for people, or raises a JobError."""
+async def look(name: str, call: Callable[[], Awaitable[str]], advice: str) -> Check:
+    """Look at one thing: `call` returns a word for people, or raises a JobError; then `advice` says what to do."""
     try:
         return Check(name, None, await call())
     except JobError as error:
-        return Check(name, error, error.message)
+        return Check(name, error, f"{error.message}. {advice}")
 
 
 async def checks(services: Connections, settings: Settings) -> AsyncIterator[Check]:
@@ -35,12 +52,18 @@ async def checks(services: Connections, settings: Settings) -> AsyncIterator[Che
 
     async def jobs() -> str:
         depth = await (await services.queue()).depth()
-        return f"{depth.visible} waiting, {depth.in_flight} in flight"
+        return (
+            f"{depth.visible} waiting, {depth.in_flight} in flight; not tried, since it would touch messages: "
+            "sqs:ReceiveMessage, sqs:ChangeMessageVisibility, sqs:DeleteMessage"
+        )
 
     async def dead_letters() -> str:
         queue = await services.queue()
         depth = await queue.dead_letter_depth()
-        return f"{depth.visible} waiting; a message goes there after {queue.max_receive_count} receives"
+        return (
+            f"{depth.visible} waiting; a message goes there after {queue.max_receive_count} receives; "
+            "not tried, since it would leave one: sqs:SendMessage"
+        )
 
     async def recordings() -> str:
         return await services.source.probe(settings.source_bucket)
@@ -49,10 +72,10 @@ async def checks(services: Connections, settings: Settings) -> AsyncIterator[Che
         await services.sink.probe()
         return "a missing object reads as missing; put a part and aborted its multipart upload"
 
-    yield await look(f"queue {settings.split_queue}", jobs)
-    yield await look("its dead-letter queue", dead_letters)
-    yield await look(f"source {settings.minio_endpoint}/{settings.source_bucket}", recordings)
-    yield await look(f"output {settings.output_bucket}", segments)
+    yield await look(f"queue {settings.split_queue}", jobs, _QUEUE)
+    yield await look("its dead-letter queue", dead_letters, _DEAD_LETTERS)
+    yield await look(f"source {settings.minio_endpoint}/{settings.source_bucket}", recordings, _SOURCE)
+    yield await look(f"output {settings.output_bucket}", segments, _OUTPUT)
 
 
 async def require(services: Connections, settings: Settings) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from stt_async.local.loopback import HOST
 from tests.support.commands import run_command
+from tests.support.http_faults import error
 from tests.support.site import Site
 
 
@@ -21,11 +22,29 @@ async def test_all_in_order_exits_0_and_leaves_nothing(site: Site, speech: Path,
     finished = await run_command("doctor", environment=_environment(site, tmp_path))
     assert finished.returncode == 0, finished.stdout
     lines = finished.stdout.splitlines()
-    assert len(lines) == 7
+    assert len(lines) == 8
     assert [line for line in lines if not line.startswith("ok ")] == []
     assert await site.objects() == {}
     assert await site.open_uploads() == []
     assert not list((tmp_path / "scratch").iterdir())
+
+
+async def test_it_tells_what_may_not_be_tidied_up(site: Site, speech: Path, tmp_path: Path) -> None:
+    await site.put_recordings([speech])
+    with site.gateway.fault("s3", "ListMultipartUploads", error(403, "AccessDenied")):
+        finished = await run_command("doctor", environment=_environment(site, tmp_path))
+    assert finished.returncode == 3
+    (failed,) = (line for line in finished.stdout.splitlines() if not line.startswith("ok "))
+    assert "multipart uploads" in failed
+    assert "s3:ListBucketMultipartUploads" in failed
+
+
+async def test_it_tells_what_it_does_not_try(site: Site, speech: Path, tmp_path: Path) -> None:
+    await site.put_recordings([speech])
+    finished = await run_command("doctor", environment=_environment(site, tmp_path))
+    untried = {"ReceiveMessage", "ChangeMessageVisibility", "DeleteMessage", "SendMessage"}
+    assert {action for action in untried if f"sqs:{action}" in finished.stdout} == untried
+    assert untried.isdisjoint(call.operation for call in site.history.calls)
 
 
 @dataclass(frozen=True)
@@ -69,11 +88,13 @@ async def test_what_is_out_of_order_exits_3_and_says_what_to_do(
         finished = await run_command("doctor", environment=environment)
     assert finished.returncode == 3
     lines = finished.stdout.splitlines()
-    assert len(lines) == 7
+    assert len(lines) == 8
     failed = {line.split()[1].rstrip(":"): line for line in lines if line.startswith("FAILED")}
     for each in broken:
         assert each.word in failed[each.line]
-    # Nothing else fails with it, but for the dead-letter queue of a queue that is not there.
-    assert failed.keys() - {"its"} == {each.line for each in broken}
+        assert "Look at STT_" in failed[each.line]
+    # Nothing else fails with it, but for the dead-letter queue of a queue, the uploads of a bucket that are not there.
+    assert failed.keys() - {"its", "multipart"} == {each.line for each in broken}
     assert ("its" in failed) == ("queue" in failed)
+    assert ("multipart" in failed) == ("output" in failed)
     assert "Traceback" not in finished.stdout + finished.stderr
