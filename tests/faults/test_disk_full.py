@@ -1,4 +1,4 @@
-"""Scenario F25: no space left in the scratch folder, or no inode. The job is retried, fewer come in, the worker lives."""
+"""Scenario F25: no space or no inode left for scratch. The job is retried, fewer are let in, the worker lives."""
 
 import os
 import subprocess
@@ -139,5 +139,5 @@ async def test_after_a_full_disk_jobs_come_in_one_by_one_that_came_in_two_by_two
 
 def _most_at_once(jobs: list[Any]) -> int:
     """How many of these jobs were in their rooms at the same time."""
-    spans = [(job["stages"]["fetch"][0], job["stages"]["put"][1]) for job in jobs]
+    spans: list[tuple[float, float]] = [(job["stages"]["fetch"][0], job["stages"]["put"][1]) for job in jobs]
     return max(sum(start <= moment < end for start, end in spans) for moment, _ in spans)
