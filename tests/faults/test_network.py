@@ -9,6 +9,7 @@ from tests.support.outputs import verified
 from tests.support.proxy import OpenProxy
 from tests.support.site import Counts, OpenSite, Site
 from tests.support.stages import KEY, HoldJob
+from tests.support.visibility import has_come_back
 from tests.support.waiting import wait_until
 
 _SHORT_RETRIES = {"STT_RETRY_TIMEOUT_S": "1", "STT_RETRY_MAX_WAIT_S": "0.2"}
@@ -120,19 +121,10 @@ async def test_a_job_that_outlasts_several_visibility_timeouts_is_not_delivered_
     clock = await open_site(visibility_timeout_s=3)
     held = await hold_job(site, "download")
     await clock.send("a message that nobody keeps")
-    await wait_until(lambda: _has_come_back(clock, 3), what="three visibility timeouts to pass")
+    await wait_until(lambda: has_come_back(clock, 3), what="three visibility timeouts to pass")
     assert await site.counts() == Counts(visible=0, in_flight=1)
     held.let_go()
     (done,) = await held.worker.wait_for("job_succeeded")
     assert done["receive_count"] == 1
     await wait_until(site.is_drained, what="the message to be deleted")
     await verified(site, KEY)
-
-
-async def _has_come_back(clock: Site, times: int) -> bool:
-    """Whether the emulator's own clock says so: receives the message whenever it is visible."""
-    received = await clock.sqs.receive_message(
-        QueueUrl=clock.services.queues.url, MessageSystemAttributeNames=["ApproximateReceiveCount"]
-    )
-    counts = [int(message["Attributes"]["ApproximateReceiveCount"]) for message in received.get("Messages", [])]
-    return counts == [1 + times]
