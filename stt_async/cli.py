@@ -18,6 +18,7 @@ from rich.text import Text
 
 from stt_async import logs, metrics, settings
 from stt_async.errors import JobError, SettingsError, SttError
+from stt_async.fleet import artifact
 from stt_async.fleet.doctor import examine
 from stt_async.fleet.enqueue import Selection, preview
 from stt_async.fleet.enqueue import enqueue as send_jobs
@@ -37,6 +38,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+deploy = typer.Typer(help="The fleet: what its instances boot from.", no_args_is_help=True)
+app.add_typer(deploy, name="deploy")
 out = Console(soft_wrap=True, width=None if sys.stdout.isatty() else 160)
 err = Console(stderr=True, soft_wrap=True)
 
@@ -199,6 +202,28 @@ def demo(
 
     if not asyncio.run(run()):
         raise typer.Exit(UNEXPECTED)
+
+
+@deploy.command()
+def build(
+    *,
+    out_dir: Annotated[Path, typer.Option("--out", help="Gets the tarball, and keeps the wheels.")] = Path("dist"),
+    torch_index: Annotated[
+        str | None, typer.Option(envvar="STT_TORCH_INDEX", help="Package index with torch's CPU build.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Build what instances boot from: one tarball, named by its sha256; the same checkout gives the same bytes."""
+    built = artifact.build(out_dir, torch_index)
+    if as_json:
+        _print_json({"file": str(built.file), "sha256": built.sha256, "bytes": built.size_bytes})
+        return
+    wheels = [size for name, size in built.members_bytes.items() if name.startswith("wheels/")]
+    out.print(f"{built.file}: {decimal(built.size_bytes)}", markup=False, highlight=False)
+    out.print(f"{len(wheels)} wheels: {decimal(sum(wheels))}", highlight=False)
+    for name, size in sorted(built.members_bytes.items(), key=lambda member: -member[1])[:5]:
+        out.print(f"  {decimal(size):>8} {name}", markup=False, highlight=False)
+    out.print(f"sha256 {built.sha256}", highlight=False)
 
 
 def main() -> None:

@@ -1,0 +1,70 @@
+"""The tarball that instances boot from: all that it needs, nothing else, the same bytes each time."""
+
+import os
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from stt_async.fleet.artifact import ROOT, Artifact, build, pack, sha256
+from tests.support.commands import run_command
+
+
+def test_its_bytes_depend_on_names_and_contents_alone(tmp_path: Path) -> None:
+    for number, (order, mode, time_s) in enumerate([(("a", "b.sh"), 0o600, 1.0), (("b.sh", "a"), 0o664, 1e9)]):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        for name in order:
+            (folder / name).write_text(f"content of {name}")
+            (folder / name).chmod(mode)
+            os.utime(folder / name, (time_s, time_s))
+        pack({name: folder / name for name in order}, folder / "packed")
+    assert (tmp_path / "0/packed").read_bytes() == (tmp_path / "1/packed").read_bytes()
+    with tarfile.open(tmp_path / "0/packed") as tar:
+        assert {member.name: member.mode for member in tar} == {"a": 0o644, "b.sh": 0o755}
+
+
+def test_it_holds_wheels_units_and_scripts_and_nothing_else(artifact: Artifact) -> None:
+    assert artifact.file.name == f"{sha256(artifact.file)}.tar.gz" == f"{artifact.sha256}.tar.gz"
+    with tarfile.open(artifact.file) as tar:
+        members = {member.name: member.size for member in tar}
+        owners = {(member.uid, member.gid, member.uname, member.mtime) for member in tar}
+    assert members == artifact.members_bytes
+    assert owners == {(0, 0, "", 0)}
+    wheels = {name for name in members if name.startswith("wheels/") and name.endswith(".whl")}
+    units = {f"units/{unit.name}" for unit in (ROOT / "infra/units").iterdir()}
+    scripts = {"boot.sh", "fetch-secrets.sh", "end-instance.sh"}
+    assert members.keys() - wheels - units - scripts == {"requirements.txt", "cloudwatch-agent.json", "logrotate.conf"}
+    assert not any("nvidia" in wheel or "cuda" in wheel or "moto" in wheel for wheel in wheels)
+    assert any("torch" in wheel and "+cpu" in wheel for wheel in wheels)
+
+
+def test_the_same_checkout_gives_the_same_bytes(artifact: Artifact) -> None:
+    umask = os.umask(0o077)
+    try:
+        again = build(artifact.file.parent, None)
+    finally:
+        os.umask(umask)
+    assert again.sha256 == artifact.sha256
+
+
+async def test_without_an_index_it_says_which_wheel_is_missing(tmp_path: Path) -> None:
+    nothing = {"PIP_NO_INDEX": "1", "PIP_CONFIG_FILE": os.devnull}
+    done = await run_command("deploy", "build", "--out", str(tmp_path), environment=nothing)
+    assert done.returncode == 3
+    assert "aioboto3==15.5.0" in done.stderr
+    assert "STT_TORCH_INDEX" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_damaged_wheel_is_found_before_an_instance_finds_it(tmp_path: Path, artifact: Artifact) -> None:
+    (kept,) = artifact.file.parent.glob("wheels-*")
+    copy = tmp_path / kept.name
+    copy.mkdir()
+    for wheel in kept.iterdir():
+        os.link(wheel, copy / wheel.name)
+    (damaged,) = copy.glob("rich-*.whl")
+    damaged.unlink()
+    damaged.write_bytes(b"")
+    with pytest.raises(Exception, match=damaged.name):
+        build(tmp_path, None)
