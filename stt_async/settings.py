@@ -172,7 +172,9 @@ def load(env_file: Path | None = None, **overrides: Any) -> Settings:
             raise SettingsError(f"the env file {env_file} is not there")
         load_dotenv(env_file, override=False)
     try:
-        return Settings(**{name: value for name, value in overrides.items() if value is not None})
+        # Where systemd puts what LoadCredential= names: a file for each setting, so that no environment has secrets.
+        credentials = os.environ.get("CREDENTIALS_DIRECTORY")
+        return Settings(_secrets_dir=credentials, **{n: value for n, value in overrides.items() if value is not None})
     except ValidationError as error:
         raise SettingsError("\n".join(_sentence(e) for e in error.errors())) from error
 

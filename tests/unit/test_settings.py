@@ -106,6 +106,16 @@ def test_secrets_never_show(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "canary" not in f"{ours!r} {ours} {ours.model_dump()} {ours.model_dump_json()}"
 
 
+def test_secrets_may_be_files_as_systemd_hands_them_over(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "stt_minio_access_key").write_text("of-the-file\n")
+    (tmp_path / "stt_minio_secret_key").write_text("canary-secret\n")
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
+    monkeypatch.setenv("STT_MINIO_ACCESS_KEY", "of-the-environment")
+    ours = load()
+    assert ours.minio_access_key.get_secret_value() == "of-the-environment"
+    assert ours.minio_secret_key.get_secret_value() == "canary-secret"
+
+
 def test_secrets_never_show_in_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STT_MINIO_SECRET_KEY", "canary-secret")
     monkeypatch.setenv("STT_MINIO_ENDPOINT", "https://minio")
