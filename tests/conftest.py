@@ -15,6 +15,7 @@ pytest_plugins = [
     "tests.support.stages",
     "tests.support.imds",
     "tests.support.autoscaling",
+    "tests.support.systemd",
     "tests.support.clock",
     "tests.support.ministack",
 ]

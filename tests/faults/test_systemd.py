@@ -2,8 +2,6 @@
 
 import asyncio
 import signal
-import socket
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -12,46 +10,12 @@ import pytest
 from tests.support.commands import StartWorker, Worker
 from tests.support.proxy import OpenProxy
 from tests.support.site import OpenSite, Site
+from tests.support.systemd import WATCHDOG_S, Systemd
 from tests.support.waiting import wait_until
 
 STARTING = ["STATUS=preflight", "EXTEND_TIMEOUT_USEC=300000000"]
-WATCHDOG_S = 2.0
 VISIBILITY_TIMEOUT_S = 5
 """A heartbeat is due while the worker stands still."""
-
-
-class Systemd:
-    """The end of the notify socket at which systemd listens."""
-
-    def __init__(self, address: Path) -> None:
-        self.address = address
-        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
-        self.socket.bind(str(address))
-        self._lines: list[str] = []
-
-    def environment(self) -> dict[str, str]:
-        return {"NOTIFY_SOCKET": str(self.address), "WATCHDOG_USEC": str(int(WATCHDOG_S * 1e6))}
-
-    def lines(self) -> list[str]:
-        """All that was heard so far."""
-        while True:
-            try:
-                self._lines += self.socket.recv(4096).decode().split("\n")
-            except BlockingIOError:
-                return self._lines
-
-    async def hears(self, line: str, *, count: int = 1) -> None:
-        await wait_until(lambda: self.lines().count(line) >= count, what=f"{count} x {line} from the worker")
-
-    def signs_of_life(self) -> int:
-        return self.lines().count("WATCHDOG=1")
-
-
-@pytest.fixture
-def systemd(tmp_path: Path) -> Iterator[Systemd]:
-    listening = Systemd(tmp_path / "notify")
-    yield listening
-    listening.socket.close()
 
 
 async def test_ready_comes_after_preflight_and_stopping_with_the_stop(

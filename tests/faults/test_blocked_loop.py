@@ -1,0 +1,107 @@
+"""Scenario F11's first half: a worker that stands still for 30 s keeps its leases, and tells of it when it goes on."""
+
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Literal
+
+import psutil
+import pytest
+
+from tests.support.commands import StartWorker, Worker
+from tests.support.emf import metrics_of
+from tests.support.outputs import verified
+from tests.support.proxy import OpenProxy
+from tests.support.site import Counts, OpenSite
+from tests.support.systemd import Systemd
+from tests.support.visibility import has_come_back
+from tests.support.waiting import wait_until
+
+VISIBILITY_TIMEOUT_S = 60
+"""A heartbeat is due after 20 s, and the lease given up when 6 s are left: there is no time for much more than 30."""
+STILL_S = 30
+
+_BLOCKS = """
+import signal, time
+from pathlib import Path
+
+def block(number, frame):
+    marker = Path({marker!r})
+    marker.touch()
+    while marker.exists():
+        time.sleep(0.05)
+
+signal.signal(signal.SIGUSR1, block)
+"""
+"""Python runs it at the start of the worker, and the handler between two steps of its main thread: the event loop
+stands still, as in a callback that blocks, and other threads go on. SIGSTOP stops all of them."""
+
+
+@asynccontextmanager
+async def _standing_still(worker: Worker, what: str, marker: Path) -> AsyncIterator[None]:
+    if what == "loop":
+        worker.signal(signal.SIGUSR1)
+        await wait_until(marker.exists, what="the loop to be blocked")
+        try:
+            yield
+        finally:
+            marker.unlink()
+    else:
+        process = psutil.Process(worker.pid)
+        worker.signal(signal.SIGSTOP)
+        await wait_until(lambda: process.status() == psutil.STATUS_STOPPED, what="the worker to stand still")
+        try:
+            yield
+        finally:
+            worker.signal(signal.SIGCONT)
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("what", ["loop", "process"])
+async def test_a_worker_that_stands_still_for_half_a_minute_loses_no_lease_and_tells_of_it(
+    *,
+    open_site: OpenSite,
+    open_proxy: OpenProxy,
+    start_worker: StartWorker,
+    systemd: Systemd,
+    speech: Path,
+    tmp_path: Path,
+    what: Literal["loop", "process"],
+) -> None:
+    marker = tmp_path / "blocked"
+    (tmp_path / "sitecustomize.py").write_text(_BLOCKS.format(marker=str(marker)))
+    site = await open_site(visibility_timeout_s=VISIBILITY_TIMEOUT_S)
+    clock = await open_site(visibility_timeout_s=STILL_S)
+    source = await open_proxy(site.services.servers.objects.url)
+    worker = await start_worker(
+        site,
+        STT_MINIO_ENDPOINT=source.endpoint,
+        STT_ENVIRONMENT="test",
+        PYTHONPATH=str(tmp_path),
+        **systemd.environment(),
+    )
+    await systemd.hears("READY=1")
+    source.hold("down", after=0)
+    await site.put_recordings({"a.wav": speech})
+    await site.send(site.job("a.wav"))
+    await source.holding.wait()
+
+    async with _standing_still(worker, what, marker):
+        signs_of_life = systemd.signs_of_life()
+        await clock.send("a message that nobody keeps")
+        await wait_until(lambda: has_come_back(clock, 1), what=f"{STILL_S} s to pass", timeout_s=2 * STILL_S)
+        assert systemd.signs_of_life() == signs_of_life
+        assert await site.counts() == Counts(visible=0, in_flight=1)
+
+    [lag] = await worker.wait_for("loop_lagged")
+    [late] = await worker.wait_for("heartbeat_late")
+    assert metrics_of(lag)["LoopLag"] > STILL_S - 1
+    assert metrics_of(late)["HeartbeatLate"] > VISIBILITY_TIMEOUT_S / 10
+    await systemd.hears("WATCHDOG=1", count=signs_of_life + 2)
+    source.release()
+    [done] = await worker.wait_for("job_succeeded")
+    assert done["receive_count"] == 1
+    await wait_until(site.is_drained, what="the message to be deleted")
+    assert worker.events("job_lease_lost") == []
+    await verified(site, "a.wav")
