@@ -16,8 +16,10 @@ pytest_plugins = [
     "tests.support.imds",
     "tests.support.autoscaling",
     "tests.support.systemd",
+    "tests.support.template",
     "tests.support.clock",
     "tests.support.ministack",
+    "tests.support.sqs.fixture",
 ]
 
 _UNIT = Path(__file__).parent / "unit"

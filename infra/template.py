@@ -1,0 +1,168 @@
+"""cloudformation.yaml as CloudFormation would see it, given parameters: for its tests and for the simulation."""
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cfnlint.decode import cfn_yaml
+
+PATH = Path(__file__).with_name("cloudformation.yaml")
+
+PSEUDO = {
+    "AWS::AccountId": "123456789012",
+    "AWS::Partition": "aws",
+    "AWS::Region": "us-east-1",
+    "AWS::StackName": "stt-async",
+    "AWS::URLSuffix": "amazonaws.com",
+}
+
+_NO_VALUE = {"Ref": "AWS::NoValue"}
+
+
+@dataclass(frozen=True)
+class Stack:
+    """The template with its parameters put in: only the resources whose conditions hold."""
+
+    parameters: Mapping[str, Any]
+    conditions: Mapping[str, bool]
+    resources: Mapping[str, dict[str, Any]]
+    outputs: Mapping[str, Any]
+
+    def of(self, kind: str) -> dict[str, dict[str, Any]]:
+        """Return the properties of each resource of a type, by logical name."""
+        return {name: each.get("Properties", {}) for name, each in self.resources.items() if each["Type"] == kind}
+
+    def properties(self, name: str) -> dict[str, Any]:
+        """Return the properties of one resource."""
+        properties: dict[str, Any] = self.resources[name].get("Properties", {})
+        return properties
+
+
+def load() -> dict[str, Any]:
+    """Read the template, with intrinsic functions in their long form."""
+    template: dict[str, Any] = json.loads(json.dumps(cfn_yaml.load(str(PATH))))
+    return template
+
+
+def resolve(template: dict[str, Any], given: Mapping[str, str]) -> Stack:
+    """Put parameters into the template, as CloudFormation does.
+
+    A reference to another resource becomes `<Name>`, an attribute of it `<Name.Attribute>`.
+
+    Raises:
+        KeyError: a parameter has neither a value nor a default, or something refers to what is not there.
+    """
+    parameters = _parameters(template, given)
+    resolver = _Resolver(template, parameters)
+    conditions = {name: resolver.condition(name) for name in template["Conditions"]}
+    kept = {
+        name: resolver.value({key: part for key, part in each.items() if key != "Condition"})
+        for name, each in template["Resources"].items()
+        if conditions.get(each.get("Condition"), True)
+    }
+    return Stack(parameters, conditions, kept, resolver.value(template["Outputs"]))
+
+
+def refusals(template: dict[str, Any], given: Mapping[str, str]) -> list[str]:
+    """Return why CloudFormation would refuse these parameters, in the template's words; nothing, if it would not."""
+    said = [each for name, value in given.items() if (each := _refusal(name, template["Parameters"][name], value))]
+    resolver = _Resolver(template, _parameters(template, given))
+    rules = [assertion for rule in template.get("Rules", {}).values() for assertion in rule["Assertions"]]
+    return said + [rule["AssertDescription"] for rule in rules if not resolver.truth(rule["Assert"])]
+
+
+def _parameters(template: dict[str, Any], given: Mapping[str, str]) -> dict[str, Any]:
+    parameters = {name: given.get(name, each.get("Default")) for name, each in template["Parameters"].items()}
+    lacking = sorted(name for name, value in parameters.items() if value is None)
+    if lacking:
+        raise KeyError(f"no value for {', '.join(lacking)}")
+    for name, each in template["Parameters"].items():
+        if each["Type"] == "CommaDelimitedList":
+            parameters[name] = parameters[name].split(",")
+    return parameters
+
+
+def _refusal(name: str, parameter: dict[str, Any], value: str) -> str | None:
+    values = value.split(",") if parameter["Type"] == "CommaDelimitedList" else [value]
+    for each in values:
+        allowed = [str(one) for one in parameter.get("AllowedValues", [each])]
+        fits = each in allowed and re.search(parameter.get("AllowedPattern", ""), each) is not None
+        if parameter["Type"] == "Number":
+            number = float(each)
+            fits = fits and parameter.get("MinValue", number) <= number <= parameter.get("MaxValue", number)
+        if not fits:
+            return f"{name} {parameter.get('ConstraintDescription', 'must be one of ' + ', '.join(allowed))}"
+    return None
+
+
+class _Resolver:
+    def __init__(self, template: dict[str, Any], parameters: Mapping[str, Any]) -> None:
+        self._template = template
+        self._parameters = parameters
+
+    def condition(self, name: str) -> bool:
+        return self.truth(self._template["Conditions"][name])
+
+    def truth(self, expression: dict[str, Any]) -> bool:
+        ((function, of),) = expression.items()
+        match function:
+            case "Condition":
+                return self.condition(of)
+            case "Fn::Equals":
+                return bool(self.value(of[0]) == self.value(of[1]))
+            case "Fn::EachMemberEquals":
+                return all(member == self.value(of[1]) for member in self.value(of[0]))
+            case "Fn::Not":
+                return not self.truth(of[0])
+            case "Fn::And":
+                return all(self.truth(each) for each in of)
+            case "Fn::Or":
+                return any(self.truth(each) for each in of)
+        raise KeyError(f"{function} is no condition that is known here")
+
+    def value(self, node: Any) -> Any:
+        if isinstance(node, list):
+            return [self.value(each) for each in node if self._is_there(each)]
+        if not isinstance(node, dict):
+            return node
+        if len(node) == 1:
+            ((function, of),) = node.items()
+            if function == "Ref" or function.startswith("Fn::"):
+                return self._function(function, of)
+        return {key: self.value(each) for key, each in node.items() if self._is_there(each)}
+
+    def _is_there(self, node: Any) -> bool:
+        if isinstance(node, dict) and "Fn::If" in node:
+            return self._is_there(self._chosen(node["Fn::If"]))
+        return bool(node != _NO_VALUE)
+
+    def _chosen(self, of: list[Any]) -> Any:
+        condition, then, otherwise = of
+        return then if self.condition(condition) else otherwise
+
+    def _function(self, function: str, of: Any) -> Any:
+        functions: dict[str, Callable[[], Any]] = {
+            "Ref": lambda: self._reference(of),
+            "Fn::GetAtt": lambda: self._reference(".".join(of)),
+            "Fn::Sub": lambda: re.sub(r"\$\{([^!}]+)\}", lambda name: str(self._reference(name[1])), of),
+            "Fn::If": lambda: self.value(self._chosen(of)),
+            "Fn::FindInMap": lambda: self._mapped(*self.value(of)),
+            "Fn::GetAZs": lambda: [PSEUDO["AWS::Region"] + zone for zone in "ab"],
+            "Fn::Base64": lambda: self.value(of),
+        }
+        return functions[function]()
+
+    def _mapped(self, name: str, first: str, second: str) -> Any:
+        return self._template["Mappings"][name][first][second]
+
+    def _reference(self, name: str) -> Any:
+        if name in PSEUDO:
+            return PSEUDO[name]
+        if name in self._parameters:
+            return self._parameters[name]
+        if name.split(".", maxsplit=1)[0] not in self._template["Resources"]:
+            raise KeyError(f"nothing here is called {name}")
+        return f"<{name}>"

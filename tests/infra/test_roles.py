@@ -1,0 +1,182 @@
+"""Each role may do what its worker calls, there alone, and nothing that nobody calls."""
+
+import ast
+from collections.abc import Iterator
+from typing import Any
+
+import botocore.session
+import pytest
+from botocore import xform_name
+
+import stt_async.services
+from infra.template import Stack, resolve
+from tests.support.policies import allows, grants, listed
+from tests.support.recordings import ROOT
+from tests.support.template import ESSENTIAL, RELEASE
+
+SERVICES = ("sqs", "s3", "autoscaling")
+
+OTHER_ACTIONS = {
+    "s3:HeadObject": "s3:GetObject",
+    "s3:ListObjectsV2": "s3:ListBucket",
+    "s3:ListMultipartUploads": "s3:ListBucketMultipartUploads",
+    "s3:CreateMultipartUpload": "s3:PutObject",
+    "s3:UploadPart": "s3:PutObject",
+    "s3:CompleteMultipartUpload": "s3:PutObject",
+    "sqs:ChangeMessageVisibilityBatch": "sqs:ChangeMessageVisibility",
+}
+"""Operations whose action has another name, from AWS's service authorization reference."""
+
+OPERATORS_ONLY = {"sqs:SendMessageBatch"}
+"""Called by `bin/enqueue`, by nobody on an instance."""
+
+ABSENT_READS_AS_FORBIDDEN = {"s3:ListBucket"}
+"""What must be allowed for a GET of what is not there to be answered with 404."""
+
+QUEUE = "arn:aws:sqs:us-east-1:123456789012:stt-split-jobs"
+DOWNLOADS = "arn:aws:sqs:us-east-1:123456789012:stt-download-jobs"
+BUCKET = "arn:aws:s3:::monlamai-stt-raw-audio"
+GROUP = "arn:aws:autoscaling:us-east-1:123456789012:autoScalingGroup:0c1d:autoScalingGroupName/stt-async-split"
+ARTIFACT = f"arn:aws:s3:::{ESSENTIAL['ArtifactBucket']}/releases/{RELEASE}.tar.gz"
+LOG_STREAM = "arn:aws:logs:us-east-1:123456789012:log-group:<Logs>:log-stream:i-0abc"
+MINIO_KEY = "arn:aws:ssm:us-east-1:123456789012:parameter/stt-async/prod/minio/secret-key"
+
+NAMED_BY_AWS_ALONE: dict[str, str] = {}
+"""Actions that AWS lets nobody restrict to a resource, with the reason: none so far."""
+
+
+def _operations() -> dict[str, str]:
+    """Return the operations of our services, by the names that their clients have in Python."""
+    session = botocore.session.get_session()
+    return {
+        xform_name(operation): f"{service}:{operation}"
+        for service in SERVICES
+        for operation in session.get_service_model(service).operation_names
+    }
+
+
+def _names(tree: ast.AST) -> Iterator[str]:
+    """Yield what is called of AWS's clients, and what is named in a string to be called by `getattr`."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            if not ast.unparse(node.func.value).endswith("minio"):
+                yield node.func.attr
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.value
+
+
+@pytest.fixture(scope="module")
+def called() -> set[str]:
+    """The actions of all calls in stt_async/services, but for the operators' own."""
+    operations = _operations()
+    (folder,) = stt_async.services.__path__
+    files = sorted((ROOT / folder).glob("*.py"))
+    names = {name for file in files for name in _names(ast.parse(file.read_text()))}
+    found = {operations[name] for name in names if name in operations} - OPERATORS_ONLY
+    assert len(found) > len(SERVICES), f"only {found} are called in {folder}: read wrongly"
+    return {OTHER_ACTIONS.get(operation, operation) for operation in found}
+
+
+def _actions(role: Any, services: tuple[str, ...]) -> set[str]:
+    return {action for action, _ in grants(role) if action.split(":")[0] in services}
+
+
+def test_a_split_worker_may_make_every_call_of_its_code(stack: Stack, called: set[str]) -> None:
+    assert _actions(stack.properties("SplitRole"), SERVICES) >= called
+
+
+def test_a_split_worker_may_do_nothing_that_its_code_does_not_call(stack: Stack, called: set[str]) -> None:
+    assert _actions(stack.properties("SplitRole"), SERVICES) <= called | ABSENT_READS_AS_FORBIDDEN
+
+
+@pytest.mark.parametrize(
+    ("action", "arn"),
+    [
+        ("sqs:ReceiveMessage", QUEUE),
+        ("sqs:DeleteMessage", QUEUE),
+        ("sqs:ChangeMessageVisibility", QUEUE),
+        ("sqs:GetQueueUrl", QUEUE),
+        ("sqs:GetQueueAttributes", QUEUE),
+        ("sqs:GetQueueUrl", f"{QUEUE}-dlq"),
+        ("sqs:GetQueueAttributes", f"{QUEUE}-dlq"),
+        ("sqs:SendMessage", f"{QUEUE}-dlq"),
+        ("s3:GetObject", f"{BUCKET}/amdo/1.mp3/metadata.json"),
+        ("s3:PutObject", f"{BUCKET}/amdo/1.mp3/segment_00001-3fa9c2d1.flac"),
+        ("s3:AbortMultipartUpload", f"{BUCKET}/.stt-async-probe"),
+        ("s3:ListBucket", BUCKET),
+        ("s3:ListBucketMultipartUploads", BUCKET),
+        ("s3:GetObject", ARTIFACT),
+        ("autoscaling:CompleteLifecycleAction", GROUP),
+        ("autoscaling:RecordLifecycleActionHeartbeat", GROUP),
+        ("autoscaling:TerminateInstanceInAutoScalingGroup", GROUP),
+        ("ssm:GetParameter", MINIO_KEY),
+        ("logs:CreateLogStream", LOG_STREAM),
+        ("logs:PutLogEvents", LOG_STREAM),
+    ],
+)
+def test_a_split_worker_may(stack: Stack, action: str, arn: str) -> None:
+    assert allows(stack.properties("SplitRole"), action, arn)
+
+
+@pytest.mark.parametrize(
+    ("action", "arn"),
+    [
+        ("sqs:SendMessage", QUEUE),
+        ("sqs:ReceiveMessage", f"{QUEUE}-dlq"),
+        ("sqs:ReceiveMessage", DOWNLOADS),
+        ("s3:DeleteObject", f"{BUCKET}/amdo/1.mp3/metadata.json"),
+        ("s3:PutObject", "arn:aws:s3:::another/amdo/1.mp3"),
+        ("s3:PutObject", ARTIFACT),
+        ("s3:GetObject", ARTIFACT.replace(RELEASE, "0" * 64)),
+        ("ssm:GetParameter", "arn:aws:ssm:us-east-1:123456789012:parameter/stt-async/test/minio/secret-key"),
+        ("autoscaling:TerminateInstanceInAutoScalingGroup", GROUP.replace("stt-async-split", "other")),
+        ("autoscaling:SetDesiredCapacity", GROUP),
+    ],
+)
+def test_a_split_worker_may_not(stack: Stack, action: str, arn: str) -> None:
+    assert not allows(stack.properties("SplitRole"), action, arn)
+
+
+def test_a_download_worker_sends_split_jobs_and_sees_no_segments(stack: Stack) -> None:
+    role = stack.properties("DownloadRole")
+
+    assert allows(role, "sqs:ReceiveMessage", DOWNLOADS)
+    assert allows(role, "sqs:SendMessage", f"{DOWNLOADS}-dlq")
+    assert allows(role, "sqs:SendMessage", QUEUE)
+    assert not allows(role, "sqs:ReceiveMessage", QUEUE)
+    assert not [arn for _, arn in grants(role) if arn.startswith(BUCKET)]
+
+
+def test_only_segments_of_this_account_are_written(stack: Stack) -> None:
+    statements = [
+        statement
+        for policy in stack.properties("SplitRole")["Policies"]
+        for statement in policy["PolicyDocument"]["Statement"]
+        if any(arn.startswith(BUCKET) for arn in listed(statement["Resource"]))
+    ]
+
+    assert len(statements) == 2
+    for statement in statements:
+        assert statement["Condition"] == {"StringEquals": {"s3:ResourceAccount": "123456789012"}}
+
+
+def test_no_role_reaches_beyond_what_it_names(stack: Stack) -> None:
+    for name, role in stack.of("AWS::IAM::Role").items():
+        assert "RoleName" not in role, "two stacks in two regions would clash"
+        assert not role.get("ManagedPolicyArns"), "AWS's policies allow more than we call, and change"
+        for action, arn in grants(role):
+            assert "*" not in action, f"{name}: {action}"
+            assert arn != "*" or action in NAMED_BY_AWS_ALONE, f"{name}: {action} on everything"
+
+
+def test_each_kind_of_worker_has_a_role_of_its_own(stack: Stack) -> None:
+    (profile,) = stack.of("AWS::IAM::InstanceProfile").values()
+
+    assert set(stack.of("AWS::IAM::Role")) == {"SplitRole", "DownloadRole"}
+    assert profile["Roles"] == ["<SplitRole>"], "no instance has the role of a worker that is not built"
+
+
+def test_the_role_names_the_group_that_there_is(template: dict[str, Any]) -> None:
+    group = resolve(template, ESSENTIAL).properties("SplitGroup")["AutoScalingGroupName"]
+
+    assert GROUP.endswith(f"/{group}")

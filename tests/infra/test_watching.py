@@ -1,0 +1,216 @@
+"""Alarms, dashboard, budget and tags: all of them about what there is."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from infra.template import Stack
+from stt_async.metrics import DIMENSIONS, EMITTED, NAMESPACE
+from tests.support.template import SUBSCRIBER
+
+METRICS_OF_AWS = {
+    "AWS/SQS": {
+        "ApproximateAgeOfOldestMessage",
+        "ApproximateNumberOfMessagesNotVisible",
+        "ApproximateNumberOfMessagesVisible",
+        "NumberOfMessagesDeleted",
+        "NumberOfMessagesReceived",
+    },
+}
+"""Those that AWS emits by itself, from the guide of each service. A group's own come by `MetricsCollection` alone."""
+
+Used = tuple[str, str, dict[str, str]]
+"""Namespace, name and dimensions of a metric that somebody looks at."""
+
+
+def _of_specification(metric: dict[str, Any]) -> Used:
+    dimensions = {each["Name"]: each["Value"] for each in metric.get("Dimensions", [])}
+    return metric["Namespace"], metric["MetricName"], dimensions
+
+
+def _of_alarm(alarm: dict[str, Any]) -> Iterator[Used]:
+    if "MetricName" in alarm:
+        yield _of_specification(alarm)
+    for each in alarm.get("Metrics", []):
+        if "MetricStat" in each:
+            yield _of_specification(each["MetricStat"]["Metric"])
+
+
+def _of_policy(policy: dict[str, Any]) -> Iterator[Used]:
+    tracking = policy.get("TargetTrackingConfiguration", {}).get("CustomizedMetricSpecification", {})
+    return _of_alarm({"Metrics": tracking.get("Metrics", [])})
+
+
+def _of_dashboard(dashboard: dict[str, Any]) -> Iterator[Used]:
+    for widget in json.loads(dashboard["DashboardBody"])["widgets"]:
+        for row in widget["properties"]["metrics"]:
+            words = [word for word in row if isinstance(word, str)]
+            if words:
+                namespace, name, *dimensions = words
+                yield namespace, name, dict(zip(dimensions[::2], dimensions[1::2], strict=True))
+
+
+def _used(stack: Stack) -> list[Used]:
+    kinds = {
+        "AWS::CloudWatch::Alarm": _of_alarm,
+        "AWS::AutoScaling::ScalingPolicy": _of_policy,
+        "AWS::CloudWatch::Dashboard": _of_dashboard,
+    }
+    return [used for kind, read in kinds.items() for each in stack.of(kind).values() for used in read(each)]
+
+
+def test_every_metric_that_is_looked_at_is_emitted(stack: Stack) -> None:
+    (collected,) = stack.properties("SplitGroup")["MetricsCollection"]
+    emitted = METRICS_OF_AWS | {"AWS/AutoScaling": set(collected["Metrics"]), NAMESPACE: set(EMITTED)}
+
+    used = _used(stack)
+
+    assert {namespace for namespace, _, _ in used} == set(emitted)
+    assert [(namespace, name) for namespace, name, _ in used if name not in emitted[namespace]] == []
+
+
+def test_every_metric_is_looked_at_by_the_dimensions_that_it_has(stack: Stack) -> None:
+    queues = {name + end for name in ("stt-split-jobs", "stt-download-jobs") for end in ("", "-dlq")}
+
+    for namespace, name, dimensions in _used(stack):
+        match namespace:
+            case "AWS/SQS":
+                assert set(dimensions) == {"QueueName"}
+                assert dimensions["QueueName"] in queues
+            case "AWS/AutoScaling":
+                assert dimensions == {"AutoScalingGroupName": "<SplitGroup>"}
+            case _:
+                assert tuple(dimensions) == DIMENSIONS, name
+                assert tuple(dimensions.values()) == ("prod", "stt-split-jobs")
+
+
+def test_every_group_metric_that_is_paid_for_is_looked_at(stack: Stack) -> None:
+    (collected,) = stack.properties("SplitGroup")["MetricsCollection"]
+
+    assert collected["Granularity"] == "1Minute"
+    assert {name for namespace, name, _ in _used(stack) if namespace == "AWS/AutoScaling"} == set(collected["Metrics"])
+
+
+def test_every_alarm_tells_somebody_and_knows_what_silence_means(stack: Stack) -> None:
+    for name, alarm in stack.of("AWS::CloudWatch::Alarm").items():
+        assert alarm["AlarmActions"], name
+        assert set(alarm["AlarmActions"]) <= {"<Alarms>", "<FromZero>"}, name
+        assert alarm["TreatMissingData"] == "notBreaching", f"{name}: at zero nothing is emitted"
+        assert alarm["AlarmDescription"].endswith("."), f"{name} does not say what to do"
+
+
+def test_every_expression_names_the_metrics_beside_it(stack: Stack) -> None:
+    specifications = [each["Metrics"] for each in stack.of("AWS::CloudWatch::Alarm").values() if "Metrics" in each]
+    tracking = stack.properties("ByBacklog")["TargetTrackingConfiguration"]["CustomizedMetricSpecification"]
+
+    for metrics in [*specifications, tracking["Metrics"]]:
+        (expression,) = [each["Expression"] for each in metrics if "Expression" in each]
+        for each in metrics:
+            if "MetricStat" in each:
+                assert each["Id"] in expression
+                assert each["ReturnData"] is False
+
+
+@pytest.mark.parametrize(
+    ("alarm", "metrics"),
+    [
+        ("SplitDeadLettersAlarm", {"ApproximateNumberOfMessagesVisible"}),
+        ("DownloadDeadLettersAlarm", {"ApproximateNumberOfMessagesVisible"}),
+        ("ExpiryAlarm", {"ApproximateAgeOfOldestMessage"}),
+        (
+            "StuckAlarm",
+            {
+                "GroupInServiceInstances",
+                "ApproximateNumberOfMessagesNotVisible",
+                "NumberOfMessagesReceived",
+                "NumberOfMessagesDeleted",
+            },
+        ),
+        ("BootAlarm", {"GroupDesiredCapacity", "GroupInServiceInstances"}),
+        ("HeartbeatAlarm", {"HeartbeatLate"}),
+        ("DiskAlarm", {"ScratchUsed"}),
+    ],
+)
+def test_there_is_an_alarm_for(stack: Stack, alarm: str, metrics: set[str]) -> None:
+    properties = stack.properties(alarm)
+
+    assert {name for _, name, _ in _of_alarm(properties)} == metrics
+    assert properties["AlarmActions"] == ["<Alarms>"]
+
+
+def test_jobs_that_are_about_to_expire_are_told_of_days_before(stack: Stack) -> None:
+    alarm = stack.properties("ExpiryAlarm")
+
+    assert alarm["Threshold"] + alarm["Period"] < stack.properties("SplitQueue")["MessageRetentionPeriod"] - 86_400
+
+
+def test_alarms_and_budget_may_be_told_and_without_tls_nobody_may(stack: Stack) -> None:
+    allowed, denied = stack.properties("AlarmsPolicy")["PolicyDocument"]["Statement"]
+
+    assert allowed["Principal"] == {"Service": ["cloudwatch.amazonaws.com", "budgets.amazonaws.com"]}
+    assert allowed["Condition"] == {"StringEquals": {"aws:SourceAccount": "123456789012"}}
+    assert (denied["Effect"], denied["Principal"]) == ("Deny", "*")
+    # CloudWatch cannot use the key alias/aws/sns: alarms would be lost without a word.
+    assert "KmsMasterKeyId" not in stack.properties("Alarms")
+
+
+def test_an_address_hears_of_them(stack: Stack, plain_stack: Stack) -> None:
+    assert stack.properties("AlarmsByEmail") == {
+        "TopicArn": "<Alarms>",
+        "Protocol": "email",
+        "Endpoint": SUBSCRIBER,
+    }
+    assert not plain_stack.of("AWS::SNS::Subscription")
+
+
+def test_the_budget_counts_what_bears_our_tag(stack: Stack) -> None:
+    properties = stack.properties("Budget")
+
+    assert properties["Budget"]["CostFilters"] == {"TagKeyValue": ["user:Project$stt-async"]}
+    assert properties["Budget"]["BudgetLimit"] == {"Amount": 300, "Unit": "USD"}
+    kinds = [each["Notification"]["NotificationType"] for each in properties["NotificationsWithSubscribers"]]
+    assert kinds == ["ACTUAL", "FORECASTED"]
+    for each in properties["NotificationsWithSubscribers"]:
+        assert each["Subscribers"] == [{"SubscriptionType": "SNS", "Address": "<Alarms>"}]
+
+
+COSTS_NOTHING = {
+    "AWS::AutoScaling::ScalingPolicy",
+    "AWS::Budgets::Budget",
+    "AWS::IAM::InstanceProfile",
+    "AWS::S3::BucketPolicy",
+    "AWS::SNS::Subscription",
+    "AWS::SNS::TopicPolicy",
+    "AWS::SQS::QueuePolicy",
+}
+UNTAGGABLE = {"AWS::CloudWatch::Dashboard"}
+
+
+def test_everything_that_costs_bears_our_tags(stack: Stack) -> None:
+    for name, resource in stack.resources.items():
+        if resource["Type"] in COSTS_NOTHING | UNTAGGABLE:
+            continue
+        properties = resource["Properties"]
+        specifications = [*properties.get("TagSpecifications", []), *_instance_tags(properties)]
+        lists = [each["Tags"] for each in [properties, *specifications] if "Tags" in each]
+        assert lists, f"{name} has no tags"
+        for tags in lists:
+            values = {tag["Key"]: tag["Value"] for tag in tags}
+            assert (values["Project"], values["Environment"]) == ("stt-async", "prod"), name
+
+
+def test_instances_and_their_disks_are_tagged(stack: Stack) -> None:
+    kinds = [each["ResourceType"] for each in _instance_tags(stack.properties("SplitTemplate"))]
+
+    assert kinds == ["instance", "volume"]
+
+
+def _instance_tags(properties: dict[str, Any]) -> list[dict[str, Any]]:
+    tags: list[dict[str, Any]] = properties.get("LaunchTemplateData", {}).get("TagSpecifications", [])
+    return tags
+
+
+def test_logs_are_kept_for_a_time_that_somebody_chose(stack: Stack) -> None:
+    assert stack.properties("Logs")["RetentionInDays"] == 30
