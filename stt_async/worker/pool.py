@@ -1,44 +1,37 @@
 """The process pool: one child for each usable vCPU, the model loaded once in each. The door to audio/."""
 
 import asyncio
-import multiprocessing
-import os
-import resource
-import signal
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from multiprocessing.connection import wait
 from pathlib import Path
-from threading import Thread
 from typing import ParamSpec, TypeVar
 
 import structlog
-from pebble import ProcessExpired, ProcessPool
 
 from stt_async.errors import TransientError, WorkerLostError
 from stt_async.manifest import SplitResult
 from stt_async.params import SplitLimits, SplitParams
 from stt_async.settings import Settings
+from stt_async.tasks import to_the_end, together
 from stt_async.worker.budget import Budget
+from stt_async.worker.child import Child, ChildLostError
 
 _log = structlog.get_logger()
 
-_PRELOADED = ["stt_async.audio.split"]
-"""Imported once, in the fork server, with torch and silero_vad below it: a child costs 22 MB of its own, not 155."""
-
-RECYCLE_AFTER_JOBS = 1000
-"""A child is replaced after this many, whatever it may have gathered by then; a new one costs 0.3 s."""
-
-POOLS = 3
-"""Tried for one job; each can only break while none of its children works."""
+NEW_CHILDREN = 3
+"""Started for one job, one after the other, when each is lost before it takes the job."""
 
 SHORTEST_TIMEOUT_S = 600.0
 TIMEOUT_MARGIN = 20.0
 UNMEASURED_BYTES_S = 160_000.0
 """Assumed before anything was measured: 64 kbit/s audio at 20 times real time, a hundredth of what is usual."""
+
+_NO_MEMORY = "can't allocate memory"
+"""What torch says, in a RuntimeError, where others raise a MemoryError (its DefaultCPUAllocator)."""
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -54,7 +47,10 @@ class Split:
 
 
 class Pool:
-    """Runs `audio.split.split` in children. A child that is killed, hangs or eats memory costs its own job alone.
+    """Runs `audio.split.split` in children. One that is killed, hangs or eats memory costs its own job alone.
+
+    A child lost is one `child_lost` in the log, whatever it was at; one that was replaced in time is a
+    `child_recycled`. To be used on the event loop's thread.
 
     Args:
         processes: Children.
@@ -66,32 +62,44 @@ class Pool:
         self._processes = processes
         self._job_timeout_s = job_timeout_s
         self._child_max_bytes = child_max_bytes
-        self._children = Budget(processes)
+        self._turns = Budget(processes)
         self._bytes_s: float | None = None
-        self._pool = self._make()
+        self._threads = ThreadPoolExecutor(processes, thread_name_prefix="pool")
+        self._children: set[Child] = set()
+        self._idle: deque[Child] = deque()
 
     async def split(self, source: Path, out_dir: Path, params: SplitParams, limits: SplitLimits) -> Split:
-        """Split one recording in the next free child; cancelled, the child is ended and replaced.
+        """Split one recording in the next free child; cancelled, the child is ended.
 
         Raises:
-            PermanentError, TransientError: as `audio.split.split` raises them.
+            PermanentError, TransientError: as `audio.split.split` raises them; or no child could be started.
             WorkerLostError: the child died (`child_died`), hung (`child_hung`) or ran out of memory (`out_of_memory`).
         """
-        async with self._children.take(1):
+        async with self._turns.take(1):
             return await self._split(source, out_dir, params, limits)
 
     async def split_alone(self, source: Path, out_dir: Path, params: SplitParams, limits: SplitLimits) -> Split:
         """Split one recording while no other is being split: for one that failed before, maybe for want of memory."""
-        async with self._children.take(self._processes):
+        async with self._turns.take(self._processes):
             return await self._split(source, out_dir, params, limits)
 
     async def ready(self) -> None:
-        """Return when a child has loaded the model."""
-        await self._call(self._job_timeout_s, _nothing)
+        """Start all children, and return when they have loaded the model.
+
+        Raises:
+            TransientError: one could not.
+        """
+        try:
+            await together(self._warm() for _ in range(self._processes))
+        except ChildLostError as lost:
+            _tell(lost)
+            raise TransientError("no_child", f"a pool process did not start: {lost}") from lost
 
     def close(self) -> None:
         """End all children, at once. Blocks until they are gone."""
-        _end(self._pool)
+        for child in tuple(self._children):
+            child.end()
+        self._threads.shutdown()
 
     async def _split(self, source: Path, out_dir: Path, params: SplitParams, limits: SplitLimits) -> Split:
         source_bytes = source.stat().st_size
@@ -102,39 +110,46 @@ class Pool:
         return split
 
     async def _call(self, timeout_s: float, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        for _ in range(POOLS):
-            pool = self._pool
+        """Run a function in a child. One that was lost before it took it costs another child, and nothing else."""
+        for _ in range(len(self._idle) + NEW_CHILDREN):
             try:
-                return await asyncio.wrap_future(pool.schedule(function, args=args, kwargs=kwargs, timeout=timeout_s))
-            except ProcessExpired as error:
-                raise WorkerLostError(
-                    "child_died", f"the process that split this recording ended with exit code {error.exitcode}"
-                ) from error
-            except TimeoutError as error:
-                raise WorkerLostError("child_hung", f"the split was not done after {timeout_s:.0f} s") from error
-            except (BrokenProcessPool, RuntimeError) as error:
-                if pool.active:
-                    raise  # an error of the job's own, from within its child
-                await self._replace(pool, error)
-        raise TransientError("pool_broken", f"{POOLS} process pools broke one after the other")
+                async with self._child() as child:
+                    return await child.run(timeout_s, function, *args, **kwargs)
+            except ChildLostError as lost:
+                _tell(lost)
+                if lost.in_job:
+                    raise WorkerLostError(lost.code, _sentence(lost, timeout_s)) from lost
+        raise TransientError("no_child", f"{NEW_CHILDREN} new pool processes in a row ended before they took a job")
 
-    async def _replace(self, broken: ProcessPool, error: Exception) -> None:
-        """Replace a broken pool, once however many jobs notice: pebble gives all of it up when an idle child dies."""
-        if self._pool is broken:
-            _log.error("pool_broken", error=str(error))
-            self._pool = self._make()
-            await asyncio.to_thread(_end, broken)
+    @asynccontextmanager
+    async def _child(self) -> AsyncIterator[Child]:
+        """Lend a child, of those that are idle the one that is so for longest; one that comes back busy is ended."""
+        # Forked to the end even when cancelled: a child that nobody knows could not be ended.
+        child = self._idle.popleft() if self._idle else await to_the_end(asyncio.to_thread(self._fork))
+        try:
+            if not child.idle:
+                await child.ready()
+            yield child
+        finally:
+            if child.idle and child.worn:
+                _log.info("child_recycled", jobs=child.jobs, grown_bytes=child.grown_bytes)
+            if child.idle and not child.worn:
+                self._idle.append(child)
+            else:
+                self._children.discard(child)
+                await to_the_end(asyncio.to_thread(child.end))
 
-    def _make(self) -> ProcessPool:
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(_PRELOADED)
-        return ProcessPool(
-            max_workers=self._processes,
-            max_tasks=RECYCLE_AFTER_JOBS,
-            initializer=_prepare_child,
-            initargs=(self._child_max_bytes,),
-            context=context,
-        )
+    async def _warm(self) -> None:
+        async with self._child():
+            pass
+
+    def _fork(self) -> Child:
+        try:
+            child = Child(self._child_max_bytes, self._threads)
+        except (OSError, EOFError) as error:
+            raise TransientError("no_child", f"cannot start a pool process: {error!r}") from error
+        self._children.add(child)
+        return child
 
 
 def split_timeout_s(source_bytes: int, bytes_s: float | None, job_timeout_s: float) -> float:
@@ -160,41 +175,27 @@ async def open_pool(settings: Settings) -> AsyncIterator[Pool]:
         await asyncio.to_thread(pool.close)
 
 
-def _end(pool: ProcessPool) -> None:
-    pool.stop()  # type: ignore[no-untyped-call]  # pebble leaves it without annotations
-    pool.join()
+def _tell(lost: ChildLostError) -> None:
+    _log.error("child_lost", code=lost.code, exit_status=lost.exit_status, pid=lost.pid, in_job=lost.in_job)
 
 
-def _prepare_child(max_bytes: int) -> None:
-    """Run in each child before its first job. Ctrl-C is the parent's to handle; without a parent there is no work."""
-    from stt_async.audio.split import warm_up  # noqa: PLC0415 - torch is imported in children alone
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_DATA, (max_bytes, max_bytes))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    Thread(target=_die_with_parent, daemon=True).start()
-    warm_up()
-
-
-def _die_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        wait([parent.sentinel])
-        os.kill(os.getpid(), signal.SIGKILL)
+def _sentence(lost: ChildLostError, timeout_s: float) -> str:
+    if lost.code == "child_hung":
+        return f"the split was not done after {timeout_s:.0f} s"
+    if lost.code == "out_of_memory":
+        return f"the split wanted more memory than a child may take (STT_CHILD_MAX_BYTES): {lost.__cause__}"
+    return f"the process that split this recording ended with exit status {lost.exit_status}"
 
 
 def _split(source: Path, out_dir: Path, params: SplitParams, limits: SplitLimits) -> Split:
+    """Run in a child."""
     from stt_async.audio.split import split  # noqa: PLC0415 - torch is imported in children alone
 
     started_s = time.monotonic()
     try:
         result = split(source, out_dir, params, limits)
-    except MemoryError as error:
-        raise WorkerLostError(
-            "out_of_memory", f"the split wanted more memory than a child may take: {error}"
-        ) from error
+    except RuntimeError as error:
+        if _NO_MEMORY in str(error):
+            raise MemoryError(str(error)) from error
+        raise
     return Split(result, started_s, time.monotonic())
-
-
-def _nothing() -> None:
-    return

@@ -1,8 +1,17 @@
 """What tests let a pool child do instead of splitting."""
 
+import os
+import signal
+import time
+from itertools import count
+
 import numpy as np
 
 GIB = 1024**3
+LEAK_BYTES = 96 * 1024**2
+LONG_ANSWER_BYTES = 256 * 1024**2
+
+_leaked: list[object] = []
 
 
 def eat_memory() -> None:
@@ -17,3 +26,35 @@ def fail() -> None:
 
 def answer() -> int:
     return 42
+
+
+def whoami() -> int:
+    return os.getpid()
+
+
+def leak() -> int:
+    """Keep some memory for ever; return who did."""
+    _leaked.append(np.ones(LEAK_BYTES, np.uint8))
+    return os.getpid()
+
+
+def loop_for_ever() -> None:
+    for _ in count():
+        pass
+
+
+def die(signum: int) -> None:
+    os.kill(os.getpid(), signum)
+
+
+def die_while_answering(after_s: float) -> bytes:
+    """Answer at such length that the alarm, whose default action is the end of the process, comes meanwhile."""
+    long = bytes(LONG_ANSWER_BYTES)
+    signal.setitimer(signal.ITIMER_REAL, after_s)
+    return long
+
+
+def take(seconds: float) -> int:
+    """Work for so long; return who did."""
+    time.sleep(seconds)
+    return os.getpid()
