@@ -41,19 +41,14 @@ def _failed(failure: str) -> Callable[[Line], float | None]:
     return lambda line: 1 if line.get("failure") == failure else None
 
 
-def _took_s(line: Line, stage: str) -> float | None:
-    span = line.get("stages", {}).get(stage)
-    return None if span is None else span[1] - span[0]
-
-
 def _download_mbps(line: Line) -> float | None:
-    source_bytes, took_s = line.get("source_bytes"), _took_s(line, "fetch")
-    return source_bytes * 8 / 1e6 / took_s if source_bytes and took_s else None
+    source_bytes, receiving_s = line.get("source_bytes"), line.get("receiving_s")
+    return source_bytes * 8 / 1e6 / receiving_s if source_bytes and receiving_s else None
 
 
 def _split_rtf(line: Line) -> float | None:
-    duration_s, took_s = line.get("duration_s"), _took_s(line, "split")
-    return took_s / duration_s if duration_s and took_s else None
+    duration_s, span = line.get("duration_s"), line.get("stages", {}).get("split")
+    return (span[1] - span[0]) / duration_s if duration_s and span else None
 
 
 _QUEUE_WAIT = Metric("QueueWait", "Seconds", _field("queue_wait_s"))

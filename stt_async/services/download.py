@@ -4,7 +4,8 @@ import asyncio
 import hashlib
 import re
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from io import FileIO
 from pathlib import Path
 
@@ -26,6 +27,8 @@ class Download:
         self._file = file
         self.offset_bytes = 0
         self.etag: str | None = None
+        self.receiving_s = 0.0
+        """For how long bodies came, over all connections."""
         self._md5 = hashlib.md5(usedforsecurity=False)
         self._doubtful_md5: str | None = None
 
@@ -46,7 +49,7 @@ class Download:
         Raises:
             TransientError: `disk_full`, or `too_slow`.
         """
-        with self._opened() as file:
+        with self._opened() as file, self._timed():
             window_s, window_bytes = time.monotonic(), 0
             async for chunk in chunks:
                 await asyncio.to_thread(self._append, file, chunk)
@@ -78,6 +81,14 @@ class Download:
         self._doubtful_md5, etag = md5, self.etag
         self.restart()
         raise TransientError("download_corrupt", f"the content's MD5 is {md5}, its ETag says {etag}")
+
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
+        started_s = time.monotonic()
+        try:
+            yield
+        finally:
+            self.receiving_s += time.monotonic() - started_s
 
     def _opened(self) -> FileIO:
         try:

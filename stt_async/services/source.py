@@ -51,6 +51,16 @@ class SourceObject:
 
 
 @dataclass(frozen=True, slots=True)
+class Fetched:
+    """What is known of a recording that was downloaded."""
+
+    etag: str | None
+    """Of the bytes read, without quotes."""
+    receiving_s: float
+    """For how long they came."""
+
+
+@dataclass(frozen=True, slots=True)
 class _Stream:
     """An answer whose body is still to come."""
 
@@ -81,14 +91,11 @@ class Source:
         self._downloads = Gate("downloads", downloads)
         self._retry = retry
 
-    async def fetch(self, job: SplitJob, to: Path) -> str | None:
+    async def fetch(self, job: SplitJob, to: Path) -> Fetched:
         """Download a recording into the file `to`; check its length, and its MD5 where the ETag is one.
 
         What breaks on the way goes on where it broke (`Range`, `If-Match`); a recording that is replaced meanwhile
         starts again.
-
-        Returns:
-            The ETag of the bytes read, without quotes.
 
         Raises:
             PermanentError: `source_missing`, or `source_changed` since the job was made.
@@ -103,7 +110,7 @@ class Source:
                 if error.code == TOO_SLOW or download.offset_bytes <= before_bytes:
                     raise
             else:
-                return download.etag
+                return Fetched(download.etag, download.receiving_s)
 
     async def pages(self, bucket: str, prefix: str) -> AsyncIterator[list[SourceObject]]:
         """Yield the objects of a bucket in the order of their keys, in pages of up to 1,000."""
@@ -161,7 +168,14 @@ class Source:
         except _ReplacedError as error:
             download.restart()
             raise TransientError("source_replaced", f"{job.recording} was replaced during its download") from error
-        download.verify(job.source_size if total_bytes is None else total_bytes)
+        if total_bytes is None:
+            total_bytes = await self._listed_bytes(job) if job.source_size is None else job.source_size
+        download.verify(total_bytes)
+
+    async def _listed_bytes(self, job: SplitJob) -> int | None:
+        """Ask the listing for the size that neither answer nor job tells: without it, a body cut short looks whole."""
+        page = await self._page(job.source_bucket, job.source_key, None)
+        return next((found.size_bytes for found in page if found.key == job.source_key), None)
 
     @asynccontextmanager
     async def _open_minio(self, job: SplitJob, download: Download) -> AsyncIterator[_Stream]:

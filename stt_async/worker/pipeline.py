@@ -74,19 +74,19 @@ class SplitPipeline:
         times = StageTimes()
         async with self.scratch.room(job.source_size) as folder:
             with times.stage("fetch"):
-                etag = await self.source.fetch(job, folder / "source")
+                fetched = await self.source.fetch(job, folder / "source")
             lease.fetched = True
-            split = await self._split(folder, params, job, etag, attempt=lease.message.receive_count)
+            split = await self._split(folder, params, job, fetched.etag, attempt=lease.message.receive_count)
             times.add("split", split.started_s, split.ended_s)
             scratch_used_percent = self.scratch.used_percent()
-            manifest = build(job, split.result, params, source_etag=etag, processed_at=datetime.now(UTC))
+            manifest = build(job, split.result, params, source_etag=fetched.etag, processed_at=datetime.now(UTC))
             with times.stage("put"):
                 await together(
                     self.sink.put(folder / "out" / name, job.output_prefix + name) for name in manifest.object_names()
                 )
                 lease.require()
                 winner = await self.sink.commit(manifest, replaces=standing.etag if standing else None)
-        if winner is not manifest and not settles(winner, job, params, source_etag=etag):
+        if winner is not manifest and not settles(winner, job, params, source_etag=fetched.etag):
             raise _conflict(winner, job)
         self.rates.add(
             job.source_key,
@@ -94,7 +94,11 @@ class SplitPipeline:
             busy_s=times.busy_s,
             waited_s=time.monotonic() - started_s - times.busy_s,
         )
-        spent = {"scratch_used_percent": scratch_used_percent, "stages": times.spans}
+        spent = {
+            "receiving_s": round(fetched.receiving_s, 3),
+            "scratch_used_percent": scratch_used_percent,
+            "stages": times.spans,
+        }
         return Outcome("job_succeeded", _facts(manifest) | spent)
 
     async def _split(

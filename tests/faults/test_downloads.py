@@ -57,9 +57,10 @@ def a_job(**facts: object) -> SplitJob:
 
 async def test_download_that_is_cut_goes_on_where_it_broke(tmp_path: Path) -> None:
     async with source_of(cut_after(0.5), cut_after(0.5), whole) as (objects, source):
-        etag = await source.fetch(a_job(), tmp_path / "a")
+        fetched = await source.fetch(a_job(), tmp_path / "a")
     assert (tmp_path / "a").read_bytes() == objects.content
-    assert etag == objects.etag
+    assert fetched.etag == objects.etag
+    assert fetched.receiving_s > 0
     starts = [objects.asked_from(request) for request in objects.requests]
     assert starts == sorted(starts)
     assert starts[1] > 0
@@ -89,9 +90,10 @@ async def test_recording_replaced_during_its_download_starts_again(tmp_path: Pat
         return response
 
     async with source_of(cut_and_replace, whole) as (objects, source):
-        etag = await source.fetch(a_job(), tmp_path / "a")
+        fetched = await source.fetch(a_job(), tmp_path / "a")
     assert (tmp_path / "a").read_bytes() == objects.content
-    assert etag == objects.etag
+    assert fetched.etag == objects.etag
+    assert fetched.receiving_s > 0
 
 
 async def test_truncated_body_without_a_length_is_never_taken_for_the_recording(tmp_path: Path) -> None:

@@ -24,8 +24,9 @@ DONE = {
     "speech_s": 120.5,
     "source_bytes": 4_000_000,
     "segment_bytes": 2_500_000,
+    "receiving_s": 2.0,
     "scratch_used_percent": 31.5,
-    "stages": {"fetch": [10.0, 12.0], "split": [12.5, 14.3], "put": [14.3, 15.0]},
+    "stages": {"fetch": [5.0, 12.0], "split": [12.5, 14.3], "put": [14.3, 15.0]},
 }
 
 
@@ -112,7 +113,7 @@ def test_each_metric_has_one_unit_and_it_is_one_of_cloudwatch() -> None:
 
 
 _NUMBER = st.one_of(st.none(), st.floats(), st.integers(min_value=0, max_value=2**60))
-_FIELDS = ["segments", "duration_s", "speech_s", "source_bytes", "seconds", "queue_wait_s", "max_s", "lines"]
+_FIELDS = ["segments", "duration_s", "speech_s", "source_bytes", "receiving_s", "queue_wait_s", "max_s", "lines"]
 
 
 @given(
