@@ -2,10 +2,12 @@
 
 import asyncio
 import itertools
+import re
 import signal
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +16,14 @@ import orjson
 import pytest_asyncio
 
 from stt_async.local.process import ChildProcess, plain_environment
+from tests.support.history import Life
 from tests.support.recordings import ROOT
 from tests.support.site import OpenSite, Site
 from tests.support.waiting import wait_until
+
+_LOOK_INTERVAL_S = 0.1
+_TIDY_WITHIN_S = 5.0
+_NOT_REGULAR = ("/dev/", "/memfd:", "/proc/", "/sys/")
 
 SENDER = "AWS_SDK_UA_APP_ID"
 """botocore tells its value in each User-Agent: so the history knows who made a call."""
@@ -56,23 +63,32 @@ async def run_command(*arguments: str, environment: dict[str, str], timeout_s: f
 
 
 class Worker:
-    """A worker process: its name in the history, its pid, its log lines, its signals, its scratch folder."""
+    """A worker process: its pid, its log lines, its signals, its scratch folder; `life` is what the history knows."""
 
-    def __init__(self, name: str, process: ChildProcess, scratch: Path) -> None:
-        self.name = name
+    def __init__(self, life: Life, process: ChildProcess) -> None:
+        self.life = life
         self.process = process
-        self.scratch = scratch
+
+    @property
+    def name(self) -> str:
+        """Of the sender of its calls, in the history."""
+        return self.life.name
+
+    @property
+    def scratch(self) -> Path:
+        return self.life.scratch
 
     @property
     def pid(self) -> int:
         return self.process.pid
 
     def signal(self, signum: signal.Signals) -> None:
+        self.life.killed |= signum == signal.SIGKILL
         self.process.signal(signum)
 
     def kill(self) -> None:
         """SIGKILL to the worker alone, as the kernel's OOM killer would."""
-        self.process.signal(signal.SIGKILL)
+        self.signal(signal.SIGKILL)
 
     async def wait(self, *, timeout_s: float = 60.0) -> int:
         """Wait for its end; the exit status."""
@@ -85,8 +101,8 @@ class Worker:
             ) from None
 
     def lines(self) -> list[Any]:
-        """Its log so far: the JSON objects."""
-        return _objects(self.process.log.read_text())
+        """Its log so far: the JSON objects; none, if a test has put a pipe or a device in the place of the file."""
+        return _objects(self.process.log.read_text()) if self.process.log.is_file() else []
 
     def events(self, name: str) -> list[Any]:
         """Its log lines of one event."""
@@ -111,6 +127,23 @@ class Worker:
         """Whether it and all of its pool processes have ended."""
         return not self.process.group()
 
+    def open_files(self) -> frozenset[str]:
+        """The regular files that it has open."""
+        found = set()
+        with suppress(FileNotFoundError):  # it has ended
+            for descriptor in Path(f"/proc/{self.pid}/fd").iterdir():
+                with suppress(FileNotFoundError):
+                    found.add(str(descriptor.readlink()))
+        return frozenset(file for file in found if file.startswith("/") and not file.startswith(_NOT_REGULAR))
+
+    def peak_memory_bytes(self) -> int | None:
+        """The most that it had in memory at any time, without its pool; None once it has ended."""
+        with suppress(FileNotFoundError):
+            status = Path(f"/proc/{self.pid}/status").read_text()
+            if found := re.search(r"^VmHWM:\s+(\d+) kB$", status, re.MULTILINE):
+                return int(found[1]) * 1024
+        return None
+
 
 StartWorker = Callable[..., Awaitable[Worker]]
 
@@ -124,8 +157,8 @@ async def start_worker(tmp_path: Path, open_site: OpenSite) -> AsyncIterator[Sta
     """
     del open_site  # only needed to end after the workers do
     numbers = itertools.count(1)
-    workers: list[Worker] = []
-    async with AsyncExitStack() as stack:
+    workers: list[tuple[Site, Worker]] = []
+    async with asyncio.TaskGroup() as watching, AsyncExitStack() as stack:
 
         async def started(site: Site, *options: str, scratch: Path | None = None, **variables: str) -> Worker:
             name = f"worker-{next(numbers)}"
@@ -139,17 +172,55 @@ async def start_worker(tmp_path: Path, open_site: OpenSite) -> AsyncIterator[Sta
                 log=tmp_path / f"{name}.log",
                 grace_s=30.0,
             )
-            worker = Worker(name, await stack.enter_async_context(process), folder)
-            workers.append(worker)
+            worker = Worker(Life(name=name, log=process.log, scratch=folder), await stack.enter_async_context(process))
+            workers.append((site, worker))
+            site.history.workers.append(worker.life)
+            watching.create_task(_watch(worker))
             return worker
 
         yield started
-        for worker in workers:
+        for site, worker in workers:
+            await _look_at_idle(site, worker)
+        for _, worker in workers:
             if worker.process.returncode is None:
                 worker.signal(signal.SIGTERM)
-        for worker in workers:
+        for _, worker in workers:
             await worker.wait()
             await wait_until(worker.is_all_gone, what=f"the pool processes of worker {worker.pid} to end")
+        _look_at_scratch([worker.life for _, worker in workers])
+
+
+async def _watch(worker: Worker) -> None:
+    """Note what a worker has open when it begins to work, and its end."""
+    ended = asyncio.create_task(worker.process.wait())
+    while not ended.done() and not worker.events("worker_started"):
+        await asyncio.wait({ended}, timeout=_LOOK_INTERVAL_S)
+    worker.life.open_at_start = worker.open_files()
+    worker.life.returncode = await ended
+    worker.life.ended_s = time.monotonic()
+
+
+async def _look_at_idle(site: Site, worker: Worker) -> None:
+    """Note what a worker has open when it holds nothing, if it lives and does; and how much memory it ever took."""
+    life = worker.life
+    life.peak_memory_bytes = worker.peak_memory_bytes()
+    if worker.process.returncode is not None or not worker.events("worker_started") or not site.is_idle(life.name):
+        return
+    with suppress(AssertionError):  # what is still open then is for the invariants to tell
+        await wait_until(
+            lambda: worker.open_files() <= life.open_at_start, what="its files to be closed", timeout_s=_TIDY_WITHIN_S
+        )
+    still_open = worker.open_files()
+    if site.is_idle(life.name):
+        life.open_when_idle = still_open
+
+
+def _look_at_scratch(lives: Sequence[Life]) -> None:
+    """Note what those that ended in order left in their scratch folders; who shared one with a killed one is free."""
+    of_killed = {life.scratch for life in lives if not life.ended_in_order}
+    for life in lives:
+        if life.scratch not in of_killed:
+            life.left += [str(file) for file in sorted(life.scratch.iterdir())]
 
 
 def _command(*arguments: str) -> list[str]:

@@ -92,6 +92,11 @@ class Reply:
         return b"".join([chunk async for chunk in self.body])
 
 
+async def once(body: bytes) -> AsyncIterator[bytes]:
+    """A body that is there already."""
+    yield body
+
+
 Forward = Callable[..., Awaitable[Reply]]
 
 
@@ -228,7 +233,11 @@ class Gateway:
             )
         )
         call.served_status, call.served_s = answer.status, time.monotonic()
-        return Reply(answer.status, _passed_on(answer.headers), answer.content.iter_chunked(_CHUNK_BYTES))
+        headers = _passed_on(answer.headers)
+        if not _is_kept(call, headers):
+            return Reply(answer.status, headers, answer.content.iter_chunked(_CHUNK_BYTES))
+        call.served_answer = await answer.read()
+        return Reply(answer.status, headers, once(call.served_answer))
 
 
 class _Upload:
@@ -300,7 +309,8 @@ async def _answer(request: web.Request, call: Call, reply: Reply) -> web.StreamR
     if "Content-Length" not in reply.headers and request.method != "HEAD":
         response.enable_chunked_encoding()
     kept = bytearray()
-    keeps = call.service == "sqs" or call.is_of_manifest or "xml" in reply.headers.get("Content-Type", "")
+    keeps = _is_kept(call, reply.headers)
+    call.told_s = time.monotonic()
     await response.prepare(request)
     async for chunk in reply.body:
         if keeps:
@@ -309,6 +319,10 @@ async def _answer(request: web.Request, call: Call, reply: Reply) -> web.StreamR
     call.answer, call.status, call.error_code = bytes(kept), reply.status, _error_code(kept)
     await response.write_eof()
     return response
+
+
+def _is_kept(call: Call, headers: CIMultiDict[str]) -> bool:
+    return call.service == "sqs" or call.is_of_manifest or "xml" in headers.get("Content-Type", "")
 
 
 def _error_code(answer: bytes | bytearray) -> str:

@@ -4,6 +4,7 @@ import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import parse_qsl, unquote
 
@@ -67,8 +68,12 @@ class Call:
     served_status: int | None = None
     """What the server answered, whether or not the sender came to hear of it."""
     served_s: float | None = None
+    served_answer: bytes = b""
+    """The body of the server's answer: to an SQS call, of a manifest, of anything in XML; others are not kept."""
     answer: bytes = b""
-    """The body that the sender got: of an SQS call, of an error, of a manifest."""
+    """The body that the sender got; the same, but for faults."""
+    told_s: float | None = None
+    """When the sender was answered."""
     status: int | None = None
     """What the sender was told; None if it was told nothing."""
     error_code: str = ""
@@ -107,8 +112,8 @@ class Call:
 
     @property
     def result(self) -> Any:
-        """The answer to an SQS call that succeeded."""
-        return orjson.loads(self.answer or b"{}") if self.succeeded else {}
+        """What the server answered to an SQS call that it did."""
+        return orjson.loads(self.served_answer or b"{}") if self.served else {}
 
     @property
     def queue(self) -> str:
@@ -117,10 +122,23 @@ class Call:
         return str(arguments.get("QueueUrl") or arguments.get("QueueName", "")).rsplit("/", 1)[-1]
 
     @property
+    def entries(self) -> list[Any]:
+        """The entries of a batch; the parameters of a call for one message are one."""
+        arguments = self.arguments
+        return list(arguments.get("Entries", [arguments]))
+
+    @property
+    def done_entries(self) -> list[Any]:
+        """Those that the server did."""
+        if not self.served:
+            return []
+        failed = {each["Id"] for each in self.result.get("Failed", [])}
+        return [entry for entry in self.entries if entry.get("Id") not in failed]
+
+    @property
     def receipts(self) -> list[str]:
         """The receipt handles that an SQS call names, in the order of its entries."""
-        arguments = self.arguments
-        return [entry["ReceiptHandle"] for entry in arguments.get("Entries", [arguments]) if "ReceiptHandle" in entry]
+        return [entry["ReceiptHandle"] for entry in self.entries if "ReceiptHandle" in entry]
 
     @property
     def messages(self) -> list[Any]:
@@ -128,11 +146,63 @@ class Call:
         return list(self.result.get("Messages", []))
 
 
+@dataclass(frozen=True)
+class Letter:
+    """A message taken from a queue."""
+
+    message_id: str
+    body: str
+    attributes: dict[str, str]
+    receive_count: int
+
+    @property
+    def job(self) -> Any:
+        """The body, parsed."""
+        return orjson.loads(self.body)
+
+    @property
+    def origin(self) -> str:
+        """Of a dead letter: the id of the message that it was."""
+        return self.attributes.get("message_id", self.message_id)
+
+
+@dataclass(eq=False, kw_only=True)
+class Life:
+    """A worker as its starter saw it. Without `ended_s` it has not ended yet."""
+
+    name: str
+    log: Path
+    scratch: Path
+    killed: bool = False
+    """By SIGKILL, on purpose: it could not tidy up."""
+    ended_s: float | None = None
+    returncode: int | None = None
+    left: list[str] = field(default_factory=list)
+    """Processes and files of its that outlived it."""
+    open_at_start: frozenset[str] = frozenset()
+    """The regular files that it had open when it was about to receive for the first time."""
+    open_when_idle: frozenset[str] | None = None
+    """The same, at the end of the test, when it held no message; None if it did not come to that."""
+    peak_memory_bytes: int | None = None
+
+    @property
+    def ended_in_order(self) -> bool:
+        """Whether it ended by itself, and so had the time to tidy up."""
+        return not self.killed and self.returncode is not None and self.returncode >= 0
+
+
 class History:
     """Everything that was done at a site, in the order in which it began."""
 
     def __init__(self) -> None:
         self.calls: list[Call] = []
+        self.workers: list[Life] = []
+        self.sent: dict[str, str] = {}
+        """The bodies of the messages that the test itself sent to the split queue, by message id."""
+        self.taken: set[str] = set()
+        """Ids of the messages that the test itself took out of the split queue."""
+        self.dead_letters: list[Letter] = []
+        """What was in the dead-letter queue; the test takes them out to look at them."""
 
     def of(self, service: Service, operation: str, *, sender: str | None = None) -> list[Call]:
         """The calls of one operation, by one sender or by all."""

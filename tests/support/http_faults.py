@@ -8,7 +8,7 @@ from typing import Any
 import orjson
 from multidict import CIMultiDict
 
-from tests.support.gateway import ConnectionLostError, Fault, Reply, Strike
+from tests.support.gateway import ConnectionLostError, Fault, Reply, Strike, once
 from tests.support.history import Call
 
 
@@ -130,25 +130,21 @@ def failed_entry(code: str) -> Fault:
 
 def _refusal(call: Call, status: int, code: str) -> Reply:
     if call.method == "HEAD":
-        return Reply(status, CIMultiDict({"Content-Length": "0"}), _once(b""))
+        return Reply(status, CIMultiDict({"Content-Length": "0"}), once(b""))
     if call.service == "sqs":
         reply = _json(status, {"__type": f"com.amazonaws.sqs#{code.rsplit('.', 1)[-1]}", "message": "told to"})
         reply.headers["x-amzn-query-error"] = f"{code};Sender"
         return reply
     body = f'<?xml version="1.0" encoding="UTF-8"?>\n<Error><Code>{code}</Code><Message>told to</Message></Error>'
-    return _with_body(Reply(status, CIMultiDict({"Content-Type": "application/xml"}), _once(b"")), body.encode())
+    return _with_body(Reply(status, CIMultiDict({"Content-Type": "application/xml"}), once(b"")), body.encode())
 
 
 def _json(status: int, answer: Any) -> Reply:
     headers = CIMultiDict({"Content-Type": "application/x-amz-json-1.0"})
-    return _with_body(Reply(status, headers, _once(b"")), orjson.dumps(answer))
+    return _with_body(Reply(status, headers, once(b"")), orjson.dumps(answer))
 
 
 def _with_body(reply: Reply, body: bytes) -> Reply:
     headers = reply.headers.copy()
     headers["Content-Length"] = str(len(body))
-    return replace(reply, headers=headers, body=_once(body))
-
-
-async def _once(body: bytes) -> AsyncIterator[bytes]:
-    yield body
+    return replace(reply, headers=headers, body=once(body))

@@ -1,5 +1,7 @@
 """The world outside of one test: fresh buckets and queues on servers that the whole session shares."""
 
+import asyncio
+import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
@@ -12,29 +14,18 @@ import pytest
 import pytest_asyncio
 
 from stt_async.local.loopback import s3_client, sqs_client
+from stt_async.local.queues import MAX_RECEIVES
 from stt_async.local.servers import LocalServers, LocalServices, local_servers, open_services
 from tests.support.gateway import Gateway, open_gateway
-from tests.support.history import History
+from tests.support.history import History, Letter
+from tests.support.invariants import Evidence, broken
+from tests.support.ledger import Ledger
 
 if TYPE_CHECKING:
     from types_aiobotocore_s3 import S3Client
     from types_aiobotocore_sqs import SQSClient
 
 VISIBILITY_TIMEOUT_S = 30
-
-
-@dataclass(frozen=True)
-class Letter:
-    """A message taken from a queue."""
-
-    body: str
-    attributes: dict[str, str]
-    receive_count: int
-
-    @property
-    def job(self) -> Any:
-        """The body, parsed."""
-        return orjson.loads(self.body)
 
 
 @dataclass(frozen=True)
@@ -116,7 +107,8 @@ class Site:
     async def send(self, job: Mapping[str, Any] | str) -> None:
         """Send a job to the split queue, or a body that is none."""
         body = job if isinstance(job, str) else orjson.dumps(job).decode()
-        await self.sqs.send_message(QueueUrl=self.services.queues.url, MessageBody=body)
+        sent = await self.sqs.send_message(QueueUrl=self.services.queues.url, MessageBody=body)
+        self.history.sent[sent["MessageId"]] = body
 
     async def counts(self) -> Counts:
         """What the split queue holds."""
@@ -132,11 +124,43 @@ class Site:
 
     async def take_dead_letters(self) -> list[Letter]:
         """Take everything out of the dead-letter queue."""
-        return await self._take_all(self.services.queues.dead_letter_url)
+        letters = await self._take_all(self.services.queues.dead_letter_url)
+        self.history.dead_letters += letters
+        return letters
 
     async def take_messages(self) -> list[Letter]:
         """Take everything that waits in the split queue."""
-        return await self._take_all(self.services.queues.url)
+        letters = await self._take_all(self.services.queues.url)
+        self.history.taken |= {letter.message_id for letter in letters}
+        return letters
+
+    def is_idle(self, worker: str) -> bool:
+        """Whether a worker holds no message."""
+        queue = self.services.queues.name
+        ledger = Ledger(self.history, queue=queue, visibility_timeout_s=self.visibility_timeout_s)
+        return not any(each.holder == worker and each.is_open(time.monotonic()) for each in ledger.deliveries)
+
+    async def evidence(self) -> Evidence:
+        """What is held against the invariants; the dead letters are taken for it."""
+        await self.take_dead_letters()
+        counts = await self.counts()
+        keys = list(await self.objects())
+        servers, queues = self.services.servers, self.services.queues
+        return Evidence(
+            history=self.history,
+            source_bucket=self.services.source_bucket,
+            output_bucket=self.services.output_bucket,
+            queue=queues.name,
+            dead_letter_queue=queues.dead_letter_name,
+            visibility_timeout_s=self.visibility_timeout_s,
+            max_receive_count=MAX_RECEIVES,
+            secrets={
+                "the secret key of MinIO": servers.objects.reader.secret_key,
+                "the secret key of AWS": servers.objects.owner.secret_key,
+            },
+            objects=dict(zip(keys, await asyncio.gather(*map(self.read, keys)), strict=True)),
+            left_in_queue=counts.visible + counts.in_flight,
+        )
 
     async def _counts(self, url: str) -> Counts:
         said = await self.sqs.get_queue_attributes(
@@ -164,6 +188,7 @@ class Site:
                 attributes = message.get("MessageAttributes", {})
                 letters.append(
                     Letter(
+                        message_id=message["MessageId"],
                         body=message["Body"],
                         attributes={name: value.get("StringValue", "") for name, value in attributes.items()},
                         receive_count=int(message["Attributes"]["ApproximateReceiveCount"]),
@@ -227,11 +252,13 @@ def _through(gateway: Gateway, services: LocalServices) -> LocalServices:
 
 
 async def _close(site: Site) -> None:
-    """Remove buckets and queues; a multipart upload that is still open fails the test."""
+    """Remove buckets and queues. A multipart upload that is still open, or a broken invariant, fails the test."""
     left_open = await site.open_uploads()
+    complaints = broken(await site.evidence())
     services = site.services
     for bucket in (services.source_bucket, services.output_bucket):
         await site.s3.delete_bucket(Bucket=bucket)  # this server removes what is in it, too
     for url in (services.queues.url, services.queues.dead_letter_url):
         await site.sqs.delete_queue(QueueUrl=url)
     assert not left_open, f"multipart uploads left open: {left_open}"
+    assert not complaints, "\n".join(complaints)

@@ -1,0 +1,379 @@
+"""What must hold whatever befalls a site: the invariants I1-I8, over its history and its final state.
+
+Every site is held against them at the end of its test. A test switches none of them off: what it does on purpose (it
+kills a worker, it takes messages) is part of the history.
+
+I1  Each job sent ends as one of: its manifest, its dead letter with a reason, its message still in the queue.
+I2  A message is deleted only after its manifest or its dead letter is durable; a worker whose lease was lost neither
+    commits nor deletes what another holds.
+I3  What a manifest lists is there, with that size and hash, and was before the manifest.
+I4  Workers write below the prefixes of their jobs, below `failures/`, and the probe; never to the source, which also
+    sees no HEAD.
+I5  A worker that ended leaves no process, no file and no message hidden; heartbeats end before delete and release.
+I6  An idle worker has no more files open than at its start; its memory is bounded.
+I7  No secret stands in a log, a manifest, a dead letter, a message, or the name of an object.
+I8  What is written twice under one name is the same; manifests offered for the same source and parameters list the
+    same segments.
+"""
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain, pairwise
+from math import inf
+from typing import Any
+
+import orjson
+
+from stt_async.manifest import MANIFEST_NAME
+from tests.support.history import Call, History, Letter, Life
+from tests.support.ledger import Delivery, Ledger
+
+HIDDEN_AT_MOST_S = 20.0
+MEMORY_AT_MOST_BYTES = 1024**3
+"""Of a worker without its pool: up to 8 parts of 64 MiB are on their way at once (`sink.PARTS_IN_FLIGHT`)."""
+
+_SLACK_S = 1.0
+"""Between the clock of the gateway and the moment at which a server did something."""
+_FAILURES = "failures/"
+_PROBE = ".stt-async-probe"
+_WRITES = ("Put", "Upload", "Create", "Complete", "Copy", "Delete")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """What is held against the invariants: the history of a site, and what it holds at the end."""
+
+    history: History
+    source_bucket: str
+    output_bucket: str
+    queue: str
+    dead_letter_queue: str
+    visibility_timeout_s: int
+    max_receive_count: int
+    secrets: Mapping[str, str]
+    """What must stay secret, by a name for people."""
+    objects: Mapping[str, bytes]
+    """All of the output bucket, by key."""
+    left_in_queue: int
+    """Messages that wait in the split queue or are hidden there."""
+
+    @cached_property
+    def ledger(self) -> Ledger:
+        """What became of each message."""
+        return Ledger(self.history, queue=self.queue, visibility_timeout_s=self.visibility_timeout_s)
+
+    @cached_property
+    def workers(self) -> set[str]:
+        """Their names."""
+        return {life.name for life in self.history.workers}
+
+    @cached_property
+    def offers(self) -> list[Call]:
+        """The manifests of ours that anybody tried to commit."""
+        puts = self.history.of("s3", "PutObject")
+        return [call for call in puts if call.is_of_manifest and b'"params_sha256"' in call.request]
+
+    @cached_property
+    def commits(self) -> list[Call]:
+        """Those that the server took."""
+        return [call for call in self.offers if call.served]
+
+    @cached_property
+    def dead_letter_sends(self) -> list[Call]:
+        """What workers sent to the dead-letter queue."""
+        return [call for call in self.history.of("sqs", "SendMessage") if call.queue == self.dead_letter_queue]
+
+    @cached_property
+    def written_s(self) -> dict[str, float]:
+        """When each object was first there, by key."""
+        first: dict[str, float] = {}
+        for operation in ("PutObject", "CompleteMultipartUpload"):
+            for call in self.history.of("s3", operation):
+                if call.served and call.served_s is not None:
+                    first[call.key] = min(call.served_s, first.get(call.key, call.served_s))
+        return first
+
+    @cached_property
+    def told(self) -> dict[tuple[str, str], list[Call]]:
+        """What makes an end durable, by who was told of it, and key of the manifest or id of the message."""
+        found: dict[tuple[str, str], list[Call]] = defaultdict(list)
+        for call in self.history.of("s3", "PutObject") + self.history.of("s3", "GetObject"):
+            if call.is_of_manifest and call.succeeded:
+                found[call.sender, call.key].append(call)
+        for call in self.dead_letter_sends:
+            if call.succeeded:
+                found[call.sender, _reason(call).get("message_id", "")].append(call)
+        return found
+
+
+def broken(evidence: Evidence) -> list[str]:
+    """Each way in which an invariant does not hold, as a sentence that begins with its number."""
+    return list(
+        chain(
+            _every_job_ends_once(evidence),
+            _nothing_is_deleted_before_it_is_durable(evidence),
+            _who_lost_a_lease_stays_quiet(evidence),
+            _manifests_list_what_is_there(evidence),
+            _writes_stay_where_they_belong(evidence),
+            _workers_leave_nothing(evidence),
+            _heartbeats_end_first(evidence),
+            _idle_workers_are_back_where_they_began(evidence),
+            _secrets_stay_secret(evidence),
+            _one_name_is_one_content(evidence),
+            _the_same_job_gives_the_same_segments(evidence),
+        )
+    )
+
+
+def _every_job_ends_once(evidence: Evidence) -> Iterator[str]:
+    ledger = evidence.ledger
+    letters = {letter.origin: letter for letter in evidence.history.dead_letters}
+    by_worker = {str(_reason(call).get("message_id")) for call in evidence.dead_letter_sends}
+    moved = letters.keys() - by_worker
+    for message_id in ledger.deleted() - ledger.taken:
+        body = ledger.bodies.get(message_id, "")
+        commits = _commits_under(evidence, message_id)
+        if message_id in letters and commits:
+            yield f"I1 broken: message {message_id} ({body}) has a dead letter and a manifest: {commits[0]}"
+        if message_id not in letters and not commits and not _manifest_stands(evidence, message_id):
+            yield f"I1 broken: message {message_id} ({body}) is gone; it left neither a manifest nor a dead letter"
+    settled = ledger.taken | moved
+    at_least = len(ledger.bodies.keys() - ledger.maybe_deleted() - settled)
+    at_most = len(ledger.bodies.keys() - ledger.deleted() - settled)
+    if not at_least <= evidence.left_in_queue <= at_most:
+        yield (
+            f"I1 broken: {len(ledger.bodies)} messages were sent, and {at_least} to {at_most} of them must be left in "
+            f"the queue; it holds {evidence.left_in_queue}"
+        )
+    for message_id in moved:
+        receives = len(ledger.of_message(message_id))
+        if 0 < receives < evidence.max_receive_count and not letters[message_id].attributes.get("reason"):
+            yield f"I1 broken: the dead letter of message {message_id} has no reason, after {receives} receives"
+    for call in evidence.dead_letter_sends:
+        if not _reason(call).get("reason") or not _reason(call).get("code"):
+            yield f"I1 broken: a dead letter without code or reason: {call}"
+
+
+def _nothing_is_deleted_before_it_is_durable(evidence: Evidence) -> Iterator[str]:
+    ledger = evidence.ledger
+    for delivery in ledger.deliveries:
+        for delete in delivery.deletes:
+            if not _knew_it_durable(evidence, delivery, delete):
+                yield (
+                    f"I2 broken: {delete.sender} deleted message {delivery.message_id} ({delivery.body}) before it "
+                    "knew of a manifest that stands, or of its dead letter"
+                )
+
+
+def _who_lost_a_lease_stays_quiet(evidence: Evidence) -> Iterator[str]:
+    ledger = evidence.ledger
+    for commit in evidence.commits:
+        if commit.sender not in evidence.workers:
+            continue
+        held = ledger.held_for(commit.sender, _prefix(commit), commit.started_s)
+        if not any(_is_ours(ledger, delivery, commit.started_s) for delivery in held):
+            yield f"I2 broken: {commit.sender} committed {commit.key} without a lease on a message that asks for it"
+    for delivery in ledger.deliveries:
+        for delete in delivery.deletes:
+            others = ledger.superseded(delivery, delete.started_s)
+            if any(other.is_open(delete.started_s) for other in others):
+                yield (
+                    f"I2 broken: {delete.sender} deleted message {delivery.message_id} by an old receipt, while "
+                    f"{others[-1].holder} held it"
+                )
+
+
+def _manifests_list_what_is_there(evidence: Evidence) -> Iterator[str]:
+    for commit in evidence.commits:
+        manifest = orjson.loads(commit.request)
+        for name, size, sha256 in _listed(manifest):
+            key = _prefix(commit) + name
+            if evidence.written_s.get(key, inf) > commit.started_s:
+                yield f"I3 broken: {commit.sender} committed {commit.key} before {name} was there"
+            if evidence.objects.get(commit.key) != commit.request:
+                continue  # another one stands
+            content = evidence.objects.get(key)
+            if content is None:
+                yield f"I3 broken: {commit.key} lists {name}, which is not there"
+            elif (len(content), _sha256(content)) != (size, sha256):
+                yield f"I3 broken: {name}, listed by {commit.key}, has another size or hash than it says"
+            else:
+                yield from _broken_members(commit.key, manifest, content)
+
+
+def _writes_stay_where_they_belong(evidence: Evidence) -> Iterator[str]:
+    for call in evidence.history.calls:
+        if call.service != "minio" and not (call.service == "s3" and call.sender):
+            continue  # of the test itself
+        if call.service == "minio" and call.method == "HEAD":
+            yield f"I4 broken: a HEAD on the source: {call}"
+        if not call.operation.startswith(_WRITES):
+            continue
+        if call.bucket == evidence.source_bucket or call.service == "minio":
+            yield f"I4 broken: a write to the source: {call}"
+        elif call.sender in evidence.workers and not _may_write(evidence, call):
+            yield f"I4 broken: a write outside of the prefixes of its jobs: {call}"
+
+
+def _workers_leave_nothing(evidence: Evidence) -> Iterator[str]:
+    for life in evidence.history.workers:
+        for left in life.left:
+            yield f"I5 broken: {life.name} left {left}"
+        for delivery in evidence.ledger.deliveries:
+            hidden_s = _hidden_s(evidence, life, delivery)
+            if hidden_s > HIDDEN_AT_MOST_S:
+                yield (
+                    f"I5 broken: {life.name} ended and left message {delivery.message_id} ({delivery.body}) hidden "
+                    f"for another {hidden_s:.0f} s"
+                )
+
+
+def _heartbeats_end_first(evidence: Evidence) -> Iterator[str]:
+    for delivery in evidence.ledger.deliveries:
+        settled = delivery.settled_by
+        for change in delivery.changes:
+            if settled is not None and delivery.is_heartbeat(change) and change.started_s > settled.started_s:
+                yield (
+                    f"I5 broken: {change.sender} sent a heartbeat for message {delivery.message_id} after it had "
+                    f"settled it by {settled.operation}"
+                )
+
+
+def _idle_workers_are_back_where_they_began(evidence: Evidence) -> Iterator[str]:
+    for life in evidence.history.workers:
+        for file in sorted((life.open_when_idle or frozenset()) - life.open_at_start):
+            yield f"I6 broken: {life.name} is idle and has {file} open, which it had not at its start"
+        if life.peak_memory_bytes is not None and life.peak_memory_bytes > MEMORY_AT_MOST_BYTES:
+            yield f"I6 broken: {life.name} took {life.peak_memory_bytes / 1024**2:.0f} MiB of memory"
+
+
+def _secrets_stay_secret(evidence: Evidence) -> Iterator[str]:
+    logs = [life.log for life in evidence.history.workers if life.log.is_file()]
+    places: list[tuple[str, bytes]] = [(log.name, log.read_bytes()) for log in logs]
+    places += [(f"the name of object {key}", key.encode()) for key in evidence.objects]
+    places += [(key, body) for key, body in evidence.objects.items() if key.endswith(".json")]
+    places += [(f"the dead letter {letter.message_id}", _words(letter)) for letter in evidence.history.dead_letters]
+    for call in evidence.history.calls:
+        if call.sender and call.service in {"sqs", "s3"}:
+            places += [(f"the body of {call}", call.request), (f"the address of {call}", call.target.encode())]
+    for name, secret in evidence.secrets.items():
+        for place in dict.fromkeys(place for place, content in places if secret.encode() in content):
+            yield f"I7 broken: {name} stands in {place}"
+
+
+def _one_name_is_one_content(evidence: Evidence) -> Iterator[str]:
+    written: dict[tuple[str, str], set[str]] = defaultdict(set)
+    for call in evidence.history.of("s3", "PutObject") + evidence.history.of("s3", "UploadPart"):
+        may_differ = call.is_of_manifest or call.key.startswith(_FAILURES)
+        if call.bucket == evidence.output_bucket and call.served and not may_differ:
+            written[call.key, call.query.get("partNumber", "")].add(call.request_sha256)
+    for (key, _), hashes in written.items():
+        if len(hashes) > 1:
+            yield f"I8 broken: {key} was written with {len(hashes)} different contents"
+
+
+def _the_same_job_gives_the_same_segments(evidence: Evidence) -> Iterator[str]:
+    offered: dict[tuple[str, ...], list[Call]] = defaultdict(list)
+    for call in evidence.offers:
+        manifest = orjson.loads(call.request)
+        made_from = (manifest["source_bucket"], manifest["source_key"], str(manifest["source_etag"]))
+        offered[call.key, *made_from, manifest["params_sha256"]].append(call)
+    for (key, *_), calls in offered.items():
+        for before, after in pairwise(calls):
+            if list(_listed(orjson.loads(before.request))) != list(_listed(orjson.loads(after.request))):
+                yield f"I8 broken: {before.sender} and {after.sender} offered different segments as {key}"
+
+
+def _hidden_s(evidence: Evidence, life: Life, delivery: Delivery) -> float:
+    """How long a worker that ended in order hides a message from others that it had and did not settle."""
+    if delivery.holder != life.name or not delivery.receive.succeeded or delivery.settled_by is not None:
+        return 0.0
+    if not life.ended_in_order or life.ended_s is None or evidence.ledger.superseded(delivery, life.ended_s):
+        return 0.0
+    return delivery.hidden_until_s() - life.ended_s
+
+
+def _commits_under(evidence: Evidence, message_id: str) -> list[Call]:
+    """The manifests that were committed by who held this message then."""
+    return [
+        commit
+        for commit in evidence.commits
+        for delivery in evidence.ledger.held_for(commit.sender, _prefix(commit), commit.started_s)
+        if delivery.message_id == message_id
+    ]
+
+
+def _manifest_stands(evidence: Evidence, message_id: str) -> bool:
+    job = next((delivery.job for delivery in evidence.ledger.of_message(message_id)), None)
+    return job is not None and _is_manifest_of(job.source, evidence.objects.get(job.prefix + MANIFEST_NAME, b""))
+
+
+def _knew_it_durable(evidence: Evidence, delivery: Delivery, delete: Call) -> bool:
+    """Whether the deleter had been told of the manifest or of the dead letter, since it got the message."""
+    job = delivery.job
+    told = evidence.told[delete.sender, delivery.message_id]
+    if job is not None:
+        of_manifest = evidence.told[delete.sender, job.prefix + MANIFEST_NAME]
+        told = told + [c for c in of_manifest if c.operation == "PutObject" or _is_manifest_of(job.source, c.answer)]
+    return any(
+        call.started_s >= delivery.receive.started_s and call.told_s is not None and call.told_s <= delete.started_s
+        for call in told
+    )
+
+
+def _is_manifest_of(source: str, data: bytes) -> bool:
+    try:
+        facts: Any = orjson.loads(data)
+        return bool(f"{facts['source_bucket']}/{facts['source_key']}" == source)
+    except (orjson.JSONDecodeError, KeyError, TypeError):
+        return False
+
+
+def _is_ours(ledger: Ledger, delivery: Delivery, at_s: float) -> bool:
+    if any(other.is_open(at_s) for other in ledger.superseded(delivery, at_s)):
+        return False
+    return at_s <= delivery.hidden_until_s(at_s) + _SLACK_S
+
+
+def _broken_members(key: str, manifest: Any, content: bytes) -> Iterator[str]:
+    """The segments inside a tar, by the offsets that the manifest tells."""
+    if manifest["archive"] is None:
+        return
+    for segment in manifest["segments"]:
+        offset = segment["tar_offset"]
+        if _sha256(content[offset : offset + segment["bytes"]]) != segment["sha256"]:
+            yield f"I3 broken: {segment['filename']} is not where {key} says in the tar"
+
+
+def _listed(manifest: Any) -> Iterator[tuple[str, int, str]]:
+    """Name, size and hash of each object of a manifest."""
+    objects = manifest["segments"] if manifest["archive"] is None else [manifest["archive"]]
+    for each in objects:
+        yield each["filename"], each["bytes"], each["sha256"]
+
+
+def _may_write(evidence: Evidence, call: Call) -> bool:
+    if call.bucket != evidence.output_bucket or call.operation.startswith("Delete"):
+        return False
+    folder, slash, _ = call.key.rpartition("/")
+    return call.key.startswith((_FAILURES, _PROBE)) or folder + slash in evidence.ledger.prefixes(call.sender)
+
+
+def _reason(call: Call) -> dict[str, str]:
+    attributes = call.arguments.get("MessageAttributes", {})
+    return {name: str(value.get("StringValue", "")) for name, value in attributes.items()}
+
+
+def _words(letter: Letter) -> bytes:
+    return "\n".join([letter.body, *letter.attributes.values()]).encode()
+
+
+def _prefix(call: Call) -> str:
+    return call.key.removesuffix(MANIFEST_NAME)
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
