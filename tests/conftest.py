@@ -17,6 +17,7 @@ pytest_plugins = [
     "tests.support.autoscaling",
     "tests.support.systemd",
     "tests.support.template",
+    "tests.support.clouds",
     "tests.support.clock",
     "tests.support.ministack",
     "tests.support.sqs.fixture",

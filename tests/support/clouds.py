@@ -1,0 +1,84 @@
+"""Two emulators of CloudFormation, and what each of them leaves out of our template."""
+
+import json
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import aioboto3
+import pytest
+import pytest_asyncio
+
+from infra.template import load
+from stt_async.local.loopback import REGION, Keys, free_ports
+from stt_async.local.queues import queue_server
+
+METRIC_MATH = frozenset({"FromZeroAlarm", "StuckAlarm", "BootAlarm"})
+"""Alarms on an expression."""
+
+MOTO_SKIPS = frozenset(
+    {
+        "AWS::AutoScaling::ScalingPolicy",
+        "AWS::Budgets::Budget",
+        "AWS::CloudWatch::Alarm",
+        "AWS::S3::BucketPolicy",
+        "AWS::SNS::Subscription",
+        "AWS::SNS::TopicPolicy",
+        "AWS::SQS::QueuePolicy",
+    }
+)
+"""Types that moto 5.2 passes over without a word. Nor does it know RetainExceptOnCreate: it deletes everything."""
+
+_KEYS = Keys.random()
+
+
+@dataclass(frozen=True)
+class Cloud:
+    """An emulator.
+
+    Attributes:
+        name: Its name.
+        url: Where it is.
+        skips: Logical names of what it does not make.
+        template_body: The template, without what it refuses.
+    """
+
+    name: str
+    url: str
+    skips: frozenset[str]
+    template_body: str
+
+    def client(self, service: str) -> AbstractAsyncContextManager[Any]:
+        """Return a client, to be entered with `async with`."""
+        session: Any = aioboto3.Session()  # typed for each service by its literal name
+        client: AbstractAsyncContextManager[Any] = session.client(
+            service,
+            endpoint_url=self.url,
+            region_name=REGION,
+            aws_access_key_id=_KEYS.access_key,
+            aws_secret_access_key=_KEYS.secret_key,
+        )
+        return client
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def moto(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Cloud]:
+    """Moto, which knows launch templates and groups, and skips what watches and guards."""
+    template = load()
+    skips = {name for name, each in template["Resources"].items() if each["Type"] in MOTO_SKIPS}
+    (port,) = free_ports(1)
+    async with queue_server(tmp_path_factory.mktemp("moto") / "moto.log", port=port, keys=_KEYS) as url:
+        yield Cloud("moto", url, frozenset(skips), json.dumps(template))
+
+
+@pytest.fixture(scope="session")
+def ministack_cloud(ministack: str) -> Cloud:
+    """Ministack, which refuses metric math and budgets, and makes all the rest."""
+    template = load()
+    skips = METRIC_MATH | {"Budget"}
+    for name in skips:
+        del template["Resources"][name]
+    # It holds the pattern against the image's id; CloudFormation against the name of the SSM parameter.
+    del template["Parameters"]["ImageId"]["AllowedPattern"]
+    return Cloud("ministack", ministack, skips, json.dumps(template))
