@@ -253,12 +253,14 @@ def _idle_workers_are_back_where_they_began(evidence: Evidence) -> Iterator[str]
 def _secrets_stay_secret(evidence: Evidence) -> Iterator[str]:
     logs = [life.log for life in evidence.history.workers if life.log.is_file()]
     places: list[tuple[str, bytes]] = [(log.name, log.read_bytes()) for log in logs]
-    places += [(f"the name of object {key}", key.encode()) for key in evidence.objects]
-    places += [(key, body) for key, body in evidence.objects.items() if key.endswith(".json")]
+    # Named without what may hold the secret.
+    places += [("the name of an object", key.encode()) for key in evidence.objects]
+    places += [("an object of JSON", body) for key, body in evidence.objects.items() if key.endswith(".json")]
     places += [(f"the dead letter {letter.message_id}", _words(letter)) for letter in evidence.history.dead_letters]
     for call in evidence.history.calls:
         if call.sender and call.service in {"sqs", "s3"}:
-            places += [(f"the body of {call}", call.request), (f"the address of {call}", call.target.encode())]
+            made = f"{call.operation} by {call.sender}"
+            places += [(f"the body of a {made}", call.request), (f"the address of a {made}", call.target.encode())]
     for name, secret in evidence.secrets.items():
         for place in dict.fromkeys(place for place, content in places if secret.encode() in content):
             yield f"I7 broken: {name} stands in {place}"
