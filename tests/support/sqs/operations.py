@@ -197,11 +197,7 @@ def _message(message: Message, system_names: set[str], names: Sequence[str]) -> 
     if message.dead_letter_source is not None:
         system["DeadLetterQueueSourceArn"] = message.dead_letter_source
     asked = {name: value for name, value in system.items() if name in system_names or "All" in system_names}
-    attributes = {
-        name: value
-        for name, value in message.attributes.items()
-        if any(each in {"All", ".*", name} or (each.endswith(".*") and name.startswith(each[:-2])) for each in names)
-    }
+    attributes = {name: value for name, value in message.attributes.items() if not {"All", name}.isdisjoint(names)}
     return answer | ({"Attributes": asked} if asked else {}) | ({"MessageAttributes": attributes} if attributes else {})
 
 
