@@ -29,6 +29,7 @@ class Settings(BaseSettings):
         frozen=True,
         extra="ignore",
         env_ignore_empty=True,
+        str_strip_whitespace=True,  # a key from a file ends with a newline
         validate_default=False,
     )
 
@@ -124,6 +125,11 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _agree(self) -> "Settings":
+        if "@" in self.minio_endpoint:
+            raise ValueError(
+                "STT_MINIO_ENDPOINT holds a user and a password: give host or host:port alone, "
+                "and the keys with STT_MINIO_ACCESS_KEY and STT_MINIO_SECRET_KEY"
+            )
         if "://" in self.minio_endpoint:
             raise ValueError(
                 f"STT_MINIO_ENDPOINT is {self.minio_endpoint!r}: give host or host:port alone, "

@@ -215,3 +215,16 @@ def test_every_setting_is_described(name: str) -> None:
 )
 def test_a_path_has_its_variable(path: tuple[str, ...], name: str) -> None:
     assert variable(path) == name
+
+
+@pytest.mark.parametrize("scheme", ["", "https://"])
+def test_keys_in_the_endpoint_are_refused_and_not_repeated(monkeypatch: pytest.MonkeyPatch, scheme: str) -> None:
+    monkeypatch.setenv("STT_MINIO_ENDPOINT", f"{scheme}reader:planted@localhost:9000")
+    with pytest.raises(SettingsError, match="STT_MINIO_SECRET_KEY") as caught:
+        load()
+    assert "planted" not in str(caught.value)
+
+
+def test_a_newline_after_a_key_is_not_part_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STT_MINIO_ACCESS_KEY", "reader\n")
+    assert load().minio_access_key.get_secret_value() == "reader"
