@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, suppress
 from typing import Literal
@@ -21,7 +22,8 @@ Way = Literal["up", "down"]
 class Proxy:
     """Passes everything on in both ways, until told otherwise; what it is told holds for all connections together."""
 
-    def __init__(self, target: str) -> None:
+    def __init__(self, target: str, tls: ssl.SSLContext | None = None) -> None:
+        self._tls = tls
         self._target = target.removeprefix("http://").split(":")
         self._port = 0
         self._server: asyncio.Server | None = None
@@ -70,7 +72,7 @@ class Proxy:
 
     async def accept(self) -> None:
         """Listen; on the same port as before, if there was one."""
-        self._server = await asyncio.start_server(self._accepted, HOST, self._port)
+        self._server = await asyncio.start_server(self._accepted, HOST, self._port, ssl=self._tls)
         self._port = self._server.sockets[0].getsockname()[1]
 
     async def refuse(self) -> None:
@@ -145,16 +147,19 @@ class Proxy:
         return True
 
 
-OpenProxy = Callable[[str], Awaitable[Proxy]]
+OpenProxy = Callable[..., Awaitable[Proxy]]
 
 
 @pytest_asyncio.fixture
 async def open_proxy() -> AsyncIterator[OpenProxy]:
-    """A function that puts a proxy in front of a server: `await open_proxy(servers.objects.url)`."""
+    """A function that puts a proxy in front of a server: `await open_proxy(servers.objects.url)`.
+
+    With `tls`, clients have to speak TLS to it; the server is spoken to in plain.
+    """
     async with AsyncExitStack() as stack:
 
-        async def opened(target: str) -> Proxy:
-            proxy = Proxy(target)
+        async def opened(target: str, tls: ssl.SSLContext | None = None) -> Proxy:
+            proxy = Proxy(target, tls)
             await proxy.accept()
             stack.push_async_callback(proxy.refuse)
             return proxy
