@@ -78,8 +78,8 @@ async def test_with_a_log_that_nobody_reads_jobs_are_done_and_heartbeats_sent_an
     source.release()
     await _done(site, 2)
 
-    assert unread.events("worker_started")
-    await wait_until(lambda: unread.events("job_failed"), what="some of the lines that waited")
+    await wait_until(lambda: unread.events("worker_started"), what="the lines that waited, the first")
+    await wait_until(lambda: unread.events("job_failed"), what="the lines that waited, others")
     await site.send(site.job("last.wav"))
     await _done(site, 3)
     await wait_until(lambda: unread.events("log_lines_dropped"), what="the count of the lines that are missing")

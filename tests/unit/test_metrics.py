@@ -131,6 +131,11 @@ def test_whatever_a_line_holds_or_lacks_its_record_is_valid(
     assert told.keys() <= {metric.name for metric in metrics.BY_EVENT[event]}
 
 
+def test_each_event_is_one_that_something_logs() -> None:
+    package = [file.read_text() for file in (ROOT / "stt_async").rglob("*.py") if file.name != "metrics.py"]
+    assert [event for event in metrics.BY_EVENT if not any(f'"{event}"' in source for source in package)] == []
+
+
 def test_the_page_lists_each_metric_with_its_unit() -> None:
     rows = re.findall(r"^\| `(\w+)` \| ([\w/]+) \|", (ROOT / "docs" / "metrics.md").read_text(), re.MULTILINE)
     assert dict(rows) == dict(metrics.EMITTED)
