@@ -131,13 +131,16 @@ class Pool:
                 await child.ready()
             yield child
         finally:
-            if child.idle and child.worn:
-                _log.info("child_recycled", jobs=child.jobs, grown_bytes=child.grown_bytes)
             if child.idle and not child.worn:
                 self._idle.append(child)
             else:
-                self._children.discard(child)
-                await to_the_end(asyncio.to_thread(child.end))
+                await to_the_end(self._retire(child))
+
+    async def _retire(self, child: Child) -> None:
+        if child.idle:
+            _log.info("child_recycled", jobs=child.jobs, grown_bytes=child.grown_bytes)
+        self._children.discard(child)
+        await asyncio.to_thread(child.end)
 
     async def _warm(self) -> None:
         async with self._child():

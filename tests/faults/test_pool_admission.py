@@ -1,0 +1,83 @@
+"""More long recordings at once than the scratch space holds: they take turns, in little memory, and all are done."""
+
+import asyncio
+import os
+import stat
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.support.children import children
+from tests.support.commands import StartWorker, Worker
+from tests.support.site import Counts, Site
+from tests.support.waiting import wait_until
+
+pytestmark = pytest.mark.timeout(600)
+
+_SCRATCH_MAX_BYTES = 500_000_000
+_ROOMS = 2
+"""So many of the recordings fit: each has 29 MB, and is let in with eight times as much."""
+
+_MEMORY_MAX_BYTES = 900_000_000
+"""Of the worker, the fork server and four children; the decoded audio of the eight alone would be 920 MB, and as floats
+twice that."""
+
+
+async def test_eight_long_recordings_stay_within_scratch_budget_and_memory(
+    site: Site, start_worker: StartWorker, an_hour: Path
+) -> None:
+    keys = [f"{number}.wav" for number in range(8)]
+    await site.put_recordings(dict.fromkeys(keys, an_hour))
+    for key in keys:
+        await site.send(site.job(key, source_size=an_hour.stat().st_size))
+    worker = await start_worker(
+        site, STT_PROCESSES="4", STT_SCRATCH_MAX_BYTES=str(_SCRATCH_MAX_BYTES), STT_LAYOUT="tar"
+    )
+    scratch_bytes, memory_bytes, rooms = [], [], []
+    done = asyncio.create_task(worker.wait_for("job_succeeded", count=len(keys), timeout_s=500))
+    while not done.done():
+        scratch_bytes.append(_scratch_bytes(worker))
+        memory_bytes.append(_memory_bytes(worker))
+        rooms.append(len([room for room in worker.scratch.glob("worker-*/job-*") if room.suffix != ".gone"]))
+        await asyncio.wait({done}, timeout=0.1)
+    assert [line["receive_count"] for line in done.result()] == [1] * len(keys)
+    assert 100_000_000 < max(scratch_bytes) < _SCRATCH_MAX_BYTES
+    assert max(rooms) == _ROOMS
+    assert 100_000_000 < max(memory_bytes) < _MEMORY_MAX_BYTES
+    await wait_until(site.is_drained, what="all messages to be deleted")
+    assert await site.dead_letter_counts() == Counts(visible=0, in_flight=0)
+    manifests = await site.manifests()
+    assert manifests.keys() == set(keys)
+    assert {manifest["recording"]["truncated"] for manifest in manifests.values()} == {False}
+    assert min(manifest["segments"][-1]["end_sec"] for manifest in manifests.values()) > 3540
+    assert not list(worker.scratch.glob("worker-*/job-*"))
+
+
+def _scratch_bytes(worker: Worker) -> int:
+    """What its files take on disk, those without a name included: the decoded audio is one."""
+    named = _facts(worker.scratch.rglob("*"))
+    device = worker.scratch.stat().st_dev
+    opened = _facts(file for pid in children(worker) for file in Path(f"/proc/{pid}/fd").glob("*"))
+    nameless = [facts for facts in opened if facts.st_nlink == 0 and facts.st_dev == device]
+    taken = {facts.st_ino: facts.st_blocks * 512 for facts in [*named, *nameless] if stat.S_ISREG(facts.st_mode)}
+    return sum(taken.values())
+
+
+def _facts(files: Iterable[Path]) -> list[os.stat_result]:
+    found = []
+    for file in files:
+        with suppress(FileNotFoundError):
+            found.append(file.stat())
+    return found
+
+
+def _memory_bytes(worker: Worker) -> int:
+    """Of all its processes, each shared page once."""
+    total = 0
+    for process in [psutil.Process(worker.pid), *psutil.Process(worker.pid).children(recursive=True)]:
+        with suppress(psutil.NoSuchProcess):
+            total += process.memory_full_info().pss
+    return total
