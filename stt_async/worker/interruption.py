@@ -16,6 +16,10 @@ _log = structlog.get_logger()
 POLL_INTERVAL_S = 2.0
 """AWS asks for every 5 s; a Spot notice leaves 120 s."""
 
+SPOT_NOTICE_S = 120.0
+"""EC2 gives two minutes; more is left only by a wall clock that is late.
+https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/spot-instance-termination-notices.html"""
+
 SPOT_MARGIN_S = 20.0
 """Kept of a Spot notice's time for giving back messages, removing files, and the last lines of the log."""
 
@@ -96,4 +100,4 @@ class Interruptions:
 
 def seconds_left(notice: SpotNotice, now: datetime) -> float:
     """Return the time to work on after a Spot notice; none is left for one that is late, or whose time has passed."""
-    return max(0.0, (notice.at - now).total_seconds() - SPOT_MARGIN_S)
+    return max(0.0, min(SPOT_NOTICE_S, (notice.at - now).total_seconds()) - SPOT_MARGIN_S)
