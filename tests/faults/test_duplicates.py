@@ -1,4 +1,4 @@
-"""SQS delivers at least once: the same job twice is one result."""
+"""Scenario F7: SQS delivers at least once. The same job twice is one result."""
 
 import signal
 from pathlib import Path
@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.commands import StartWorker, Worker
+from tests.support.http_faults import hold_before
 from tests.support.outputs import verified
 from tests.support.proxy import OpenProxy
 from tests.support.site import Counts, OpenSite, Site
@@ -40,6 +41,33 @@ async def test_one_job_delivered_twice_at_once_is_one_result(
     assert len(ends) == 2
     await verified(site, speech.name)
     assert await site.dead_letter_counts() == Counts(visible=0, in_flight=0)
+    commits = [call for call in site.history.of("s3", "PutObject") if call.is_of_manifest]
+    assert sorted(call.status or 0 for call in commits) in ([200], [200, 412])  # a slow one finds the result there
+    assert len(site.history.of("sqs", "DeleteMessage")) == 2
+
+
+async def test_who_commits_second_reads_what_stands_and_is_done(
+    site: Site, start_worker: StartWorker, speech: Path
+) -> None:
+    await site.put_recordings([speech])
+    first = await start_worker(site, STT_SLOTS="1", STT_PROCESSES="1")
+    second = await start_worker(site, STT_SLOTS="1", STT_PROCESSES="1")
+    for worker in (first, second):
+        await worker.wait_for("worker_started")
+    with site.gateway.fault("s3", "PutObject", hold_before, where=lambda call: call.is_of_manifest, times=2) as both:
+        for _ in range(2):
+            await site.send(site.job(speech.name))
+        await both.has_struck(2)
+    for worker in (first, second):
+        await worker.wait_for("job_succeeded")
+    await wait_until(site.is_drained, what="both messages to be deleted")
+    assert sorted(call.status or 0 for call in both.calls) == [200, 412]
+    assert {call.sender for call in both.calls} == {first.name, second.name}
+    reads = [call for call in site.history.of("s3", "GetObject") if call.is_of_manifest]
+    assert [call.status for call in reads] == [404, 404, 200]
+    segments = {call.key: call.request_sha256 for call in site.history.of("s3", "PutObject") if not call.is_of_manifest}
+    manifest = await verified(site, speech.name)
+    assert len(segments) == manifest["total_segments"]  # the same names, so the same bytes, from both
 
 
 async def test_a_worker_frozen_for_longer_than_its_lease_changes_nothing_when_it_wakes(

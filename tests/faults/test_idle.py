@@ -9,12 +9,16 @@ import pytest
 from stt_async.local.loopback import REGION
 from tests.support.autoscaling import FakeAutoScaling
 from tests.support.commands import StartWorker
+from tests.support.history import Call
+from tests.support.http_faults import hold_after
 from tests.support.imds import INSTANCE_ID, FakeImds
 from tests.support.site import Site
 from tests.support.waiting import wait_until
 
 TERMINATE = "TerminateInstanceInAutoScalingGroup"
 IDLE = {"STT_IDLE_TIMEOUT_S": "2"}
+_POLLS = 6
+"""Of a second each: three times as long as it takes to be idle."""
 
 
 async def test_a_worker_without_work_ends_its_instance_once_and_in_order(
@@ -45,6 +49,28 @@ async def test_when_the_call_fails_the_worker_goes_on_and_tries_again(
     autoscaling.refuses = None
     assert await worker.wait() == 0
     assert len(worker.events("idle_terminated")) == 1
+
+
+async def test_a_worker_that_holds_a_job_is_not_idle_however_long_no_other_comes(
+    site: Site, start_worker: StartWorker, imds: FakeImds, autoscaling: FakeAutoScaling, speech: Path
+) -> None:
+    worker = await start_worker(site, **IDLE, **imds.environment(), **autoscaling.environment())
+    await worker.wait_for("worker_started")
+    await site.put_recordings({"a.wav": speech})
+    with site.gateway.fault("minio", "GetObject", hold_after, where=lambda call: call.key == "a.wav") as held:
+        await site.send(site.job("a.wav"))
+        await held.has_struck()
+        polls = len(_empty_polls(site))
+        await wait_until(lambda: len(_empty_polls(site)) >= polls + _POLLS, what="polls of thrice the idle time")
+        assert autoscaling.of(TERMINATE) == []
+    assert await worker.wait() == 0
+    assert set(await site.manifests()) == {"a.wav"}
+    assert len(autoscaling.of(TERMINATE)) == 1
+
+
+def _empty_polls(site: Site) -> list[Call]:
+    """Long polls that ended; each takes a second."""
+    return [call for call in site.history.of("sqs", "ReceiveMessage") if call.ended_s is not None and not call.messages]
 
 
 async def test_outside_of_a_group_it_stays(site: Site, start_worker: StartWorker, imds: FakeImds, speech: Path) -> None:

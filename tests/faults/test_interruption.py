@@ -9,11 +9,14 @@ from tests.support.autoscaling import GROUP, LAUNCH_HOOK, TERMINATION_HOOK, Fake
 from tests.support.commands import StartWorker, Worker
 from tests.support.imds import INSTANCE_ID, FakeImds, Mode
 from tests.support.proxy import OpenProxy, Proxy
-from tests.support.site import Counts, Site
+from tests.support.site import Counts, OpenSite, Site
+from tests.support.stages import STAGES, HoldJob, Stage
 from tests.support.waiting import wait_until
 
 ACTION = {"AutoScalingGroupName": GROUP, "InstanceId": INSTANCE_ID}
 VISIBLE_WITHIN_S = 30.0
+_NEVER_BY_ITSELF_S = 3600
+"""A visibility timeout that no test outlasts: what is visible was released."""
 
 
 class Stuck:
@@ -75,6 +78,23 @@ async def test_a_spot_notice_with_five_seconds_left_gives_everything_back_at_onc
     assert _reasons(worker) == ["spot_interruption"]
     assert [letter.receive_count for letter in await site.take_messages()] == [2, 2]
     assert await site.objects() == {}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+async def test_a_spot_notice_at_any_step_gives_the_job_back_within_half_a_minute(
+    open_site: OpenSite, hold_job: HoldJob, imds: FakeImds, stage: Stage
+) -> None:
+    site = await open_site(visibility_timeout_s=_NEVER_BY_ITSELF_S)
+    held = await hold_job(site, stage, **imds.environment())
+    imds.arm_spot(in_s=5)
+    if stage == "upload of a tar":
+        await held.worker.wait_for("stop_requested")
+        held.let_go()  # the abort takes the same way as the parts
+    await wait_until(lambda: _is_visible(site, 1), what="the message to be visible", timeout_s=VISIBLE_WITHIN_S)
+    assert await held.worker.wait() == 0
+    assert _reasons(held.worker) == ["spot_interruption"]
+    assert await site.manifests() == {}
+    assert not list(held.worker.scratch.iterdir())
 
 
 async def test_a_spot_notice_with_two_minutes_left_lets_jobs_finish_and_takes_no_more(

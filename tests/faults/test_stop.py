@@ -1,6 +1,7 @@
-"""Told to stop, a worker finishes or gives back what it holds, leaves nothing behind, and exits with 0."""
+"""Scenarios F2 and F3: told to stop, a worker finishes or gives back what it holds, leaves nothing, and exits with 0."""
 
 import signal
+from datetime import datetime
 
 import pytest
 
@@ -12,6 +13,9 @@ from tests.support.waiting import wait_until
 
 _NEVER_BY_ITSELF_S = 3600
 """A visibility timeout that no test outlasts: what is visible was released."""
+
+_DRAIN_S, _SETTLING_S = 3, 20
+"""What is kept of a Spot notice's 120 s for giving back what could not be done is 20 s."""
 
 
 async def test_sigterm_in_mid_job_with_time_to_finish_it_is_done(site: Site, hold_job: HoldJob) -> None:
@@ -44,6 +48,20 @@ async def test_sigterm_in_mid_job_without_time_it_is_released_and_nothing_is_lef
     assert await site.counts() == Counts(visible=1, in_flight=0)
     assert await site.manifests() == {}
     assert await site.open_uploads() == []
+    assert not list(held.worker.scratch.iterdir())
+
+
+async def test_sigterm_in_mid_job_it_waits_for_its_drain_time_and_not_longer(
+    open_site: OpenSite, hold_job: HoldJob
+) -> None:
+    site = await open_site(visibility_timeout_s=_NEVER_BY_ITSELF_S)
+    held = await hold_job(site, "download", STT_DRAIN_TIMEOUT_S=str(_DRAIN_S))
+    held.worker.signal(signal.SIGTERM)
+    assert await held.worker.wait() == 0
+    [asked], [released] = held.worker.events("stop_requested"), held.worker.events("job_released")
+    waited = datetime.fromisoformat(released["timestamp"]) - datetime.fromisoformat(asked["timestamp"])
+    assert _DRAIN_S <= round(waited.total_seconds(), 1) < _DRAIN_S + _SETTLING_S
+    assert await site.counts() == Counts(visible=1, in_flight=0)
     assert not list(held.worker.scratch.iterdir())
 
 
