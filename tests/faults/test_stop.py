@@ -1,4 +1,4 @@
-"""Scenarios F2 and F3: told to stop, a worker finishes or gives back what it holds, leaves nothing, and exits with 0."""
+"""Scenarios F2 and F3: told to stop, a worker finishes or gives back what it holds, leaves nothing, exits with 0."""
 
 import signal
 from datetime import datetime
