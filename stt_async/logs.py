@@ -138,7 +138,7 @@ class Writer:
         rest = memoryview(b"\n" + text if self._torn else text)
         whole_bytes = len(rest)
         try:
-            # Straight to the descriptor: a blocked write that holds the lock of `sys.stderr` would crash the exit.
+            # Straight to the descriptor: a blocked write that holds the lock of `sys.stderr` would hang the exit, too.
             while rest:
                 rest = rest[os.write(self._fd, rest) :]
         except OSError:
