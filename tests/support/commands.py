@@ -25,6 +25,10 @@ _LOOK_INTERVAL_S = 0.1
 _TIDY_WITHIN_S = 5.0
 _NOT_REGULAR = ("/dev/", "/memfd:", "/proc/", "/sys/")
 
+_SECRETS = ("STT_MINIO_SECRET_KEY", "AWS_SECRET_ACCESS_KEY")
+_SECRET_CHARACTERS = 16
+"""A shorter one was made up by a test, and may be a word of its message."""
+
 SENDER = "AWS_SDK_UA_APP_ID"
 """botocore tells its value in each User-Agent: so the history knows who made a call."""
 
@@ -59,7 +63,12 @@ async def run_command(*arguments: str, environment: dict[str, str], timeout_s: f
         if process.returncode is None:
             process.kill()
             await process.wait()
-    return Finished(process.returncode or 0, stdout.decode(), stderr.decode())
+    finished = Finished(process.returncode or 0, stdout.decode(), stderr.decode())
+    told = [
+        name for name in _SECRETS if (secret := environment.get(name)) and secret in finished.stdout + finished.stderr
+    ]
+    assert not told, f"I7 broken: {arguments[0]} tells {told}"
+    return finished
 
 
 class Worker:

@@ -18,9 +18,7 @@ I8  What is written twice under one name is the same; manifests offered for the 
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Iterator
 from itertools import chain, pairwise
 from math import inf
 from typing import Any
@@ -28,7 +26,8 @@ from typing import Any
 import orjson
 
 from stt_async.manifest import MANIFEST_NAME
-from tests.support.history import Call, History, Letter, Life
+from tests.support.evidence import Evidence, prefix_of, told_reason
+from tests.support.history import Call, Letter, Life
 from tests.support.ledger import Delivery, Ledger
 
 HIDDEN_AT_MOST_S = 20.0
@@ -40,73 +39,6 @@ _SLACK_S = 1.0
 _FAILURES = "failures/"
 _PROBE = ".stt-async-probe"
 _WRITES = ("Put", "Upload", "Create", "Complete", "Copy", "Delete")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Evidence:
-    """What is held against the invariants: the history of a site, and what it holds at the end."""
-
-    history: History
-    source_bucket: str
-    output_bucket: str
-    queue: str
-    dead_letter_queue: str
-    visibility_timeout_s: int
-    max_receive_count: int
-    secrets: Mapping[str, str]
-    """What must stay secret, by a name for people."""
-    objects: Mapping[str, bytes]
-    """All of the output bucket, by key."""
-    left_in_queue: int
-    """Messages that wait in the split queue or are hidden there."""
-
-    @cached_property
-    def ledger(self) -> Ledger:
-        """What became of each message."""
-        return Ledger(self.history, queue=self.queue, visibility_timeout_s=self.visibility_timeout_s)
-
-    @cached_property
-    def workers(self) -> set[str]:
-        """Their names."""
-        return {life.name for life in self.history.workers}
-
-    @cached_property
-    def offers(self) -> list[Call]:
-        """The manifests of ours that anybody tried to commit."""
-        puts = self.history.of("s3", "PutObject")
-        return [call for call in puts if call.is_of_manifest and b'"params_sha256"' in call.request]
-
-    @cached_property
-    def commits(self) -> list[Call]:
-        """Those that the server took."""
-        return [call for call in self.offers if call.served]
-
-    @cached_property
-    def dead_letter_sends(self) -> list[Call]:
-        """What workers sent to the dead-letter queue."""
-        return [call for call in self.history.of("sqs", "SendMessage") if call.queue == self.dead_letter_queue]
-
-    @cached_property
-    def written_s(self) -> dict[str, float]:
-        """When each object was first there, by key."""
-        first: dict[str, float] = {}
-        for operation in ("PutObject", "CompleteMultipartUpload"):
-            for call in self.history.of("s3", operation):
-                if call.served and call.served_s is not None:
-                    first[call.key] = min(call.served_s, first.get(call.key, call.served_s))
-        return first
-
-    @cached_property
-    def told(self) -> dict[tuple[str, str], list[Call]]:
-        """What makes an end durable, by who was told of it, and key of the manifest or id of the message."""
-        found: dict[tuple[str, str], list[Call]] = defaultdict(list)
-        for call in self.history.of("s3", "PutObject") + self.history.of("s3", "GetObject"):
-            if call.is_of_manifest and call.succeeded:
-                found[call.sender, call.key].append(call)
-        for call in self.dead_letter_sends:
-            if call.succeeded:
-                found[call.sender, _reason(call).get("message_id", "")].append(call)
-        return found
 
 
 def broken(evidence: Evidence) -> list[str]:
@@ -131,11 +63,11 @@ def broken(evidence: Evidence) -> list[str]:
 def _every_job_ends_once(evidence: Evidence) -> Iterator[str]:
     ledger = evidence.ledger
     letters = {letter.origin: letter for letter in evidence.history.dead_letters}
-    by_worker = {str(_reason(call).get("message_id")) for call in evidence.dead_letter_sends}
+    by_worker = {str(told_reason(call).get("message_id")) for call in evidence.dead_letter_sends}
     moved = letters.keys() - by_worker
     for message_id in ledger.deleted() - ledger.taken:
         body = ledger.bodies.get(message_id, "")
-        commits = _commits_under(evidence, message_id)
+        commits = evidence.committed.get(message_id, [])
         if message_id in letters and commits:
             yield f"I1 broken: message {message_id} ({body}) has a dead letter and a manifest: {commits[0]}"
         if message_id not in letters and not commits and not _manifest_stands(evidence, message_id):
@@ -153,7 +85,7 @@ def _every_job_ends_once(evidence: Evidence) -> Iterator[str]:
         if 0 < receives < evidence.max_receive_count and not letters[message_id].attributes.get("reason"):
             yield f"I1 broken: the dead letter of message {message_id} has no reason, after {receives} receives"
     for call in evidence.dead_letter_sends:
-        if not _reason(call).get("reason") or not _reason(call).get("code"):
+        if not told_reason(call).get("reason") or not told_reason(call).get("code"):
             yield f"I1 broken: a dead letter without code or reason: {call}"
 
 
@@ -173,7 +105,7 @@ def _who_lost_a_lease_stays_quiet(evidence: Evidence) -> Iterator[str]:
     for commit in evidence.commits:
         if commit.sender not in evidence.workers:
             continue
-        held = ledger.held_for(commit.sender, _prefix(commit), commit.started_s)
+        held = ledger.held_for(commit.sender, prefix_of(commit), commit.started_s)
         if not any(_is_ours(ledger, delivery, commit.started_s) for delivery in held):
             yield f"I2 broken: {commit.sender} committed {commit.key} without a lease on a message that asks for it"
     for delivery in ledger.deliveries:
@@ -190,7 +122,7 @@ def _manifests_list_what_is_there(evidence: Evidence) -> Iterator[str]:
     for commit in evidence.commits:
         manifest = orjson.loads(commit.request)
         for name, size, sha256 in _listed(manifest):
-            key = _prefix(commit) + name
+            key = prefix_of(commit) + name
             if evidence.written_s.get(key, inf) > commit.started_s:
                 yield f"I3 broken: {commit.sender} committed {commit.key} before {name} was there"
             if evidence.objects.get(commit.key) != commit.request:
@@ -298,16 +230,6 @@ def _hidden_s(evidence: Evidence, life: Life, delivery: Delivery) -> float:
     return delivery.hidden_until_s() - life.ended_s
 
 
-def _commits_under(evidence: Evidence, message_id: str) -> list[Call]:
-    """The manifests that were committed by who held this message then."""
-    return [
-        commit
-        for commit in evidence.commits
-        for delivery in evidence.ledger.held_for(commit.sender, _prefix(commit), commit.started_s)
-        if delivery.message_id == message_id
-    ]
-
-
 def _manifest_stands(evidence: Evidence, message_id: str) -> bool:
     job = next((delivery.job for delivery in evidence.ledger.of_message(message_id)), None)
     return job is not None and _is_manifest_of(job.source, evidence.objects.get(job.prefix + MANIFEST_NAME, b""))
@@ -364,17 +286,8 @@ def _may_write(evidence: Evidence, call: Call) -> bool:
     return call.key.startswith((_FAILURES, _PROBE)) or folder + slash in evidence.ledger.prefixes(call.sender)
 
 
-def _reason(call: Call) -> dict[str, str]:
-    attributes = call.arguments.get("MessageAttributes", {})
-    return {name: str(value.get("StringValue", "")) for name, value in attributes.items()}
-
-
 def _words(letter: Letter) -> bytes:
     return "\n".join([letter.body, *letter.attributes.values()]).encode()
-
-
-def _prefix(call: Call) -> str:
-    return call.key.removesuffix(MANIFEST_NAME)
 
 
 def _sha256(data: bytes) -> str:

@@ -16,9 +16,10 @@ import pytest_asyncio
 from stt_async.local.loopback import s3_client, sqs_client
 from stt_async.local.queues import MAX_RECEIVES
 from stt_async.local.servers import LocalServers, LocalServices, local_servers, open_services
+from tests.support.evidence import Evidence
 from tests.support.gateway import Gateway, open_gateway
 from tests.support.history import History, Letter
-from tests.support.invariants import Evidence, broken
+from tests.support.invariants import broken
 from tests.support.ledger import Ledger
 
 if TYPE_CHECKING:
@@ -214,23 +215,27 @@ async def servers(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Loc
 
 @pytest_asyncio.fixture
 async def open_site(servers: LocalServers) -> AsyncIterator[OpenSite]:
-    """A function that opens a site of the test's own: `await open_site(visibility_timeout_s=3)`."""
+    """A function that opens a site of the test's own: `await open_site(visibility_timeout_s=3)`.
+
+    Its queues are on the session's emulator, or on an SQS given by its URL (`open_sqs` makes one: ask for it first).
+    """
     async with AsyncExitStack() as stack:
         owner = servers.objects.owner
         s3 = await stack.enter_async_context(s3_client(servers.objects.url, owner))
-        sqs = await stack.enter_async_context(sqs_client(servers.queues_url, owner))
 
-        async def opened(*, visibility_timeout_s: int = VISIBILITY_TIMEOUT_S) -> Site:
+        async def opened(*, visibility_timeout_s: int = VISIBILITY_TIMEOUT_S, queues_url: str | None = None) -> Site:
             name = uuid.uuid4().hex[:12]
+            site_servers = replace(servers, queues_url=queues_url or servers.queues_url)
+            sqs = await stack.enter_async_context(sqs_client(site_servers.queues_url, owner))
             services = await open_services(
-                servers,
+                site_servers,
                 source_bucket=f"source-{name}",
                 output_bucket=f"output-{name}",
                 split_queue=f"split-{name}",
                 visibility_timeout_s=visibility_timeout_s,
             )
             gateway = await stack.enter_async_context(
-                open_gateway(objects_url=servers.objects.url, queues_url=servers.queues_url, history=History())
+                open_gateway(objects_url=servers.objects.url, queues_url=site_servers.queues_url, history=History())
             )
             site = Site(_through(gateway, services), gateway, s3, sqs, visibility_timeout_s)
             stack.push_async_callback(_close, site)

@@ -8,8 +8,9 @@ from typing import Any
 import orjson
 import pytest
 
+from tests.support.evidence import Evidence
 from tests.support.history import Call, History, Letter, Life
-from tests.support.invariants import MEMORY_AT_MOST_BYTES, Evidence, broken
+from tests.support.invariants import MEMORY_AT_MOST_BYTES, broken
 
 SECRET = "planted-in-the-environment"  # noqa: S105 - made up
 SEGMENT = b"speech"
