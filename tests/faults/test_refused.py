@@ -8,9 +8,11 @@ import pytest
 from tests.support.commands import StartWorker, Worker
 from tests.support.history import Call, Service
 from tests.support.http_faults import error
+from tests.support.imds import FakeImds
 from tests.support.outputs import verified
 from tests.support.proxy import OpenProxy
 from tests.support.site import Counts, Site
+from tests.support.stages import KEY, HoldJob
 from tests.support.tls import Authority, server_context
 from tests.support.waiting import wait_until
 
@@ -156,6 +158,22 @@ async def test_credentials_that_are_renewed_within_the_call_cost_nothing(
     assert worker.events("breaker_opened") == []
     assert worker.events("message_unsettled") == []
     await verified(site, speech.name)
+
+
+async def test_a_role_whose_credentials_cannot_be_renewed_for_a_while_costs_nothing(
+    site: Site, hold_job: HoldJob, imds: FakeImds
+) -> None:
+    # Nine minutes before their end botocore renews them at each call, or makes do with what it has.
+    imds.has_role(site.services.servers.objects.owner, for_s=540)
+    role = imds.environment() | {"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""}
+    held = await hold_job(site, "download", **role)
+    await imds.set_mode("down")
+    await held.worker.wait_for("imds_failing")
+    held.let_go()
+    (done,) = await held.worker.wait_for("job_succeeded")
+    await wait_until(site.is_drained, what="the message to be deleted")
+    assert done["receive_count"] == 1
+    await verified(site, KEY)
 
 
 @pytest.mark.parametrize(
