@@ -1,0 +1,23 @@
+"""Scenario F19: MinIO behind its CDN answers 403 to HEAD and 200 to GET, so nobody may ask it by HEAD."""
+
+from pathlib import Path
+
+from tests.support.commands import StartWorker, run_command
+from tests.support.outputs import verified
+from tests.support.site import Site
+
+
+async def test_the_source_is_asked_by_get_alone_by_every_command_and_the_worker(
+    site: Site, start_worker: StartWorker, speech: Path
+) -> None:
+    await site.put_recordings({"a/1.wav": speech, "a/2.wav": speech})
+    for command in (["doctor"], ["enqueue"]):
+        finished = await run_command(*command, environment=site.environment())
+        assert finished.returncode == 0, finished.stderr
+    worker = await start_worker(site, "--once")
+    assert await worker.wait() == 0
+    for key in ("a/1.wav", "a/2.wav"):
+        await verified(site, key)
+    asked = [call for call in site.history.calls if call.bucket == site.services.source_bucket]
+    assert {call.operation for call in asked} >= {"ListObjectsV2", "GetObject"}
+    assert {call.method for call in asked} == {"GET"}
