@@ -38,6 +38,8 @@ configuration() {
 }
 
 logs() {
+  # Not LogsDirectory=: systemd opens the file before it would make its folder.
+  install -d -m 700 /var/log/stt-async
   systemctl enable --now stt-async-journal.service
   /opt/aws/amazon-cloudwatch-agent/bin/amazon-cloudwatch-agent-ctl \
     -a fetch-config -m ec2 -s -c "file:$settings/cloudwatch-agent.json"
