@@ -48,7 +48,7 @@ class ChildLostError(Exception):
     """A child died, hung or ran out of memory. It has been ended.
 
     Args:
-        code: `child_died`, `child_hung` or `out_of_memory`.
+        code: `child_died`, `child_hung`, `out_of_memory`, or `not_started`: there was no fork.
         pid: Its process.
         exit_status: As of `multiprocessing.Process.exitcode`; None: the kernel does not let go of it.
         in_job: It had said that it has the job; if not, the job is not to blame.
@@ -170,10 +170,12 @@ def _prepare(max_bytes: int) -> None:
     from stt_async.audio.split import warm_up  # noqa: PLC0415 - torch is imported in children alone
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    Path("/proc/self/oom_score_adj").write_text(str(_OOM_SCORE_ADJ), "ascii")
+    Thread(
+        target=_die_with_parent, daemon=True
+    ).start()  # first: without memory, its start would be waited for for ever
     resource.setrlimit(resource.RLIMIT_DATA, (max_bytes, max_bytes))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    Path("/proc/self/oom_score_adj").write_text(str(_OOM_SCORE_ADJ), "ascii")
-    Thread(target=_die_with_parent, daemon=True).start()
     warm_up()
 
 

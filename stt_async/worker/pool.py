@@ -25,6 +25,9 @@ _log = structlog.get_logger()
 NEW_CHILDREN = 3
 """Started for one job, one after the other, when each is lost before it takes the job."""
 
+NEW_CHILD_PAUSE_S = 0.2
+"""Before the next one: a fork server that was killed still counts as alive for a moment."""
+
 SHORTEST_TIMEOUT_S = 600.0
 TIMEOUT_MARGIN = 20.0
 UNMEASURED_BYTES_S = 160_000.0
@@ -93,7 +96,8 @@ class Pool:
             await together(self._warm() for _ in range(self._processes))
         except ChildLostError as lost:
             _tell(lost)
-            raise TransientError("no_child", f"a pool process did not start: {lost}") from lost
+            reason = f"{lost}, {lost.__cause__!r}"
+            raise TransientError("no_child", f"a pool process could not be started: {reason}") from lost
 
     def close(self) -> None:
         """End all children, at once. Blocks until they are gone."""
@@ -119,7 +123,8 @@ class Pool:
                 _tell(lost)
                 if lost.in_job:
                     raise WorkerLostError(lost.code, _sentence(lost, timeout_s)) from lost
-        raise TransientError("no_child", f"{NEW_CHILDREN} new pool processes in a row ended before they took a job")
+                await asyncio.sleep(NEW_CHILD_PAUSE_S)
+        raise TransientError("no_child", f"{NEW_CHILDREN} new pool processes in a row were lost before they took a job")
 
     @asynccontextmanager
     async def _child(self) -> AsyncIterator[Child]:
@@ -150,7 +155,7 @@ class Pool:
         try:
             child = Child(self._child_max_bytes, self._threads)
         except (OSError, EOFError) as error:
-            raise TransientError("no_child", f"cannot start a pool process: {error!r}") from error
+            raise ChildLostError("not_started", pid=None, exit_status=None, in_job=False) from error
         self._children.add(child)
         return child
 
