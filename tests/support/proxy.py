@@ -1,10 +1,13 @@
 """A TCP proxy between a worker and a server, on loopback: slow, stuck, cut or gone, whenever a test says so."""
 
 import asyncio
+import random
 import re
 import ssl
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, suppress
+from dataclasses import dataclass
 from typing import Literal
 
 import pytest_asyncio
@@ -12,11 +15,34 @@ import pytest_asyncio
 from stt_async.local.loopback import HOST
 
 _CHUNK_BYTES = 32 * 1024
+_RETRANSMISSION_S = 1.0
 
 _REQUEST = re.compile(rb"(?:GET|HEAD|PUT|POST|DELETE) \S+")
 
 Way = Literal["up", "down"]
 """`up` is what clients say to the server, `down` what it answers."""
+
+
+@dataclass
+class Link:
+    """A line between two places, shared by all connections: it has a latency and a bandwidth, and loses packets."""
+
+    latency_s: float
+    """One way."""
+    bandwidth_bytes_s: float
+    loss: float
+    """Share of the chunks that are sent twice, as TCP does after a second."""
+    rng: random.Random
+    _free_s: float = 0.0
+
+    async def carry(self, size: int) -> None:
+        """Wait until that many bytes are on the other side."""
+        now_s = time.monotonic()
+        self._free_s = max(now_s, self._free_s) + size / self.bandwidth_bytes_s
+        arrives_s = self._free_s + self.latency_s
+        if self.rng.random() < self.loss:
+            arrives_s += _RETRANSMISSION_S
+        await asyncio.sleep(arrives_s - now_s)
 
 
 class Proxy:
@@ -37,6 +63,8 @@ class Proxy:
         """Set while something waits to be passed on."""
         self.delay_s = 0.0
         """Before each chunk of 32 KiB, in both ways."""
+        self.link: Link | None = None
+        """What carries the chunks; without one, they are there at once."""
         self.requests: list[str] = []
         """The HTTP requests so far, as `GET /bucket/key?query`."""
 
@@ -119,6 +147,8 @@ class Proxy:
                     self.requests.append(request[0].decode())
                 if self.delay_s:
                     await asyncio.sleep(self.delay_s)
+                if self.link:
+                    await self.link.carry(len(data))
                 await self._pass(way, data, writer)
                 if self._is_cut(way, len(data)):
                     writer.transport.abort()

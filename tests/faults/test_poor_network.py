@@ -1,0 +1,48 @@
+"""F39: a line of 500 ms and 256 KB/s that loses a packet in a hundred, before one service after the other."""
+
+import random
+from pathlib import Path
+
+import pytest
+
+from tests.support.commands import StartWorker
+from tests.support.http_faults import delay
+from tests.support.outputs import verified
+from tests.support.proxy import Link, OpenProxy
+from tests.support.site import Site
+from tests.support.waiting import wait_until
+
+_LONG = "long.wav"
+_HELD_S = 12.0
+"""A job held for so long has had a heartbeat: they come every 10 s."""
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("service", ["minio", "s3", "sqs"])
+async def test_a_poor_line_makes_jobs_slow_and_nothing_else(
+    site: Site, start_worker: StartWorker, open_proxy: OpenProxy, speech: Path, five_minutes: Path, *, service: str
+) -> None:
+    servers = site.services.servers
+    proxy = await open_proxy(servers.queues_url if service == "sqs" else servers.objects.url)
+    proxy.link = Link(latency_s=0.25, bandwidth_bytes_s=256_000, loss=0.01, rng=random.Random(39))  # noqa: S311
+    addresses = {
+        "minio": {"STT_MINIO_ENDPOINT": proxy.endpoint},
+        "s3": {"AWS_ENDPOINT_URL_S3": proxy.url},
+        "sqs": {"AWS_ENDPOINT_URL_SQS": proxy.url},
+    }
+    # Of 2.4 MB to download and 9 MB to upload, or held up on its way to a queue that hears of it late.
+    site.gateway.fault("minio", "GetObject", delay(_HELD_S), where=lambda call: call.key == _LONG)
+    worker = await start_worker(site, STT_FORMAT="wav", **addresses[service])
+    keys = [_LONG, *(f"{number}.wav" for number in range(5))]
+    await site.put_recordings({key: five_minutes if key == _LONG else speech for key in keys})
+    for key in keys:
+        await site.send(site.job(key))
+    done = await worker.wait_for("job_succeeded", count=len(keys), timeout_s=200)
+    await wait_until(site.is_drained, what="all messages to be deleted")
+
+    assert {line["receive_count"] for line in done} == {1}
+    assert site.history.of("sqs", "ChangeMessageVisibilityBatch")
+    for trouble in ("heartbeat_late", "heartbeat_failed", "job_lease_lost", "breaker_opened", "job_retried"):
+        assert worker.events(trouble) == []
+    for key in keys:
+        await verified(site, key)
