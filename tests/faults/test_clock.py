@@ -14,7 +14,10 @@ from tests.support.site import Counts, OpenSite, Site
 from tests.support.stages import KEY, HoldJob
 from tests.support.waiting import wait_until
 
+pytestmark = pytest.mark.timeout(300)
+
 HOUR_S = 3600
+_SHORT_RETRIES = {"STT_RETRY_TIMEOUT_S": "1", "STT_RETRY_MAX_WAIT_S": "0.2"}
 _VISIBILITY_TIMEOUT_S = 6
 _HEARTBEAT_EVERY_S = _VISIBILITY_TIMEOUT_S / 3
 
@@ -58,7 +61,7 @@ async def test_a_jump_in_mid_job_moves_no_heartbeat_and_no_deadline(
 async def test_a_worker_whose_clock_is_wrong_takes_no_work_until_it_is_right(
     site: Site, start_worker: StartWorker, speech: Path, clock: Clock, wrong_by_s: int
 ) -> None:
-    worker = await start_worker(site, **clock.environment())
+    worker = await start_worker(site, **_SHORT_RETRIES, **clock.environment())
     keys = [f"{number}.wav" for number in range(6)]
     await site.put_recordings(dict.fromkeys(keys, speech))
     await site.send(site.job(keys[0]))

@@ -14,6 +14,8 @@ from tests.support.outputs import verified
 from tests.support.site import Counts, Site
 from tests.support.waiting import wait_until
 
+pytestmark = pytest.mark.timeout(300)
+
 _DISK_BYTES = 24 * 1024**2
 _INODES = 64
 _SOURCE_SHARES = {"download": 0.5, "scratch": 3.0, "segment": 6.0}

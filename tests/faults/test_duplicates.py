@@ -13,6 +13,8 @@ from tests.support.site import Counts, OpenSite, Site
 from tests.support.stages import KEY, HoldJob
 from tests.support.waiting import wait_until
 
+pytestmark = pytest.mark.timeout(300)
+
 
 @pytest.mark.parametrize("workers", [1, 2])
 async def test_one_job_delivered_twice_at_once_is_one_result(

@@ -13,6 +13,8 @@ from tests.support.site import Counts, OpenSite, Site
 from tests.support.stages import STAGES, HoldJob, Stage
 from tests.support.waiting import wait_until
 
+pytestmark = pytest.mark.timeout(300)
+
 ACTION = {"AutoScalingGroupName": GROUP, "InstanceId": INSTANCE_ID}
 VISIBLE_WITHIN_S = 30.0
 _NEVER_BY_ITSELF_S = 3600
@@ -256,17 +258,6 @@ async def test_an_instance_that_its_group_ends_drains_and_then_lets_go(
     assert autoscaling.of(complete) == [joined, left]
     events = [line["event"] for line in worker.lines()]
     assert events.index("worker_stopped") < len(events) - 1 - events[::-1].index("lifecycle_action_completed")
-
-
-async def test_an_instance_that_fails_preflight_is_abandoned_and_receives_nothing(
-    site: Site, start_worker: StartWorker, imds: FakeImds, autoscaling: FakeAutoScaling
-) -> None:
-    await site.send(site.job("a.wav"))
-    worker = await start_worker(site, STT_OUTPUT_BUCKET="never-made", **imds.environment(), **autoscaling.environment())
-    assert await worker.wait() == 3
-    abandoned = {**ACTION, "LifecycleHookName": LAUNCH_HOOK, "LifecycleActionResult": "ABANDON"}
-    assert autoscaling.of("CompleteLifecycleAction") == [abandoned]
-    assert [letter.receive_count for letter in await site.take_messages()] == [1]
 
 
 async def test_a_group_that_refuses_everything_stops_nothing(

@@ -10,6 +10,8 @@ from tests.support.commands import StartWorker
 from tests.support.outputs import verified
 from tests.support.site import Site
 
+pytestmark = pytest.mark.timeout(300)
+
 _LONGEST_KEY_BYTES = 1024
 _LONGEST_PREFIX_BYTES = 900
 
@@ -44,7 +46,6 @@ async def test_the_longest_keys_come_through_unchanged(site: Site, start_worker:
     assert "output_prefix" in letter.attributes["reason"]
 
 
-@pytest.mark.timeout(300)
 async def test_more_than_a_thousand_segments_stay_in_order(
     site: Site, start_worker: StartWorker, speech: Path, tmp_path: Path
 ) -> None:

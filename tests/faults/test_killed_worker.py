@@ -18,6 +18,8 @@ from tests.support.site import Counts, OpenSite, Site
 from tests.support.stages import KEY, STAGES, HoldJob, Stage
 from tests.support.waiting import wait_until
 
+pytestmark = pytest.mark.timeout(300)
+
 _VISIBILITY_TIMEOUT_S = 3
 _JOBS = 30
 

@@ -6,12 +6,15 @@ from typing import Any
 
 import av
 import numpy as np
+import pytest
 import soundfile
 from numpy.typing import NDArray
 
 from tests.support.commands import StartWorker
 from tests.support.outputs import RATE_HZ, verified
 from tests.support.site import Site
+
+pytestmark = pytest.mark.timeout(300)
 
 Samples = NDArray[np.float32]
 

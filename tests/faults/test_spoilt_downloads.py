@@ -19,6 +19,8 @@ from tests.support.outputs import verified
 from tests.support.site import Counts, Site
 from tests.support.waiting import wait_until
 
+pytestmark = pytest.mark.timeout(300)
+
 KEY = "spoilt.wav"
 _SHORT_WAITS = {"STT_RETRY_MAX_WAIT_S": "0.2"}
 

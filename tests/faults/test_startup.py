@@ -4,9 +4,9 @@ import signal
 
 import pytest
 
-from tests.support.autoscaling import FakeAutoScaling
+from tests.support.autoscaling import GROUP, LAUNCH_HOOK, FakeAutoScaling
 from tests.support.commands import StartWorker
-from tests.support.imds import FakeImds
+from tests.support.imds import INSTANCE_ID, FakeImds
 from tests.support.proxy import OpenProxy
 from tests.support.site import Site
 
@@ -64,8 +64,13 @@ async def test_a_worker_that_cannot_work_here_abandons_its_instance_each_time_an
             site, STT_OUTPUT_BUCKET="never-made", **imds.environment(), **autoscaling.environment()
         )
         assert await worker.wait() == 3
-    results = [call["LifecycleActionResult"] for call in autoscaling.of("CompleteLifecycleAction")]
-    assert results == ["ABANDON"] * 3
+    abandoned = {
+        "AutoScalingGroupName": GROUP,
+        "InstanceId": INSTANCE_ID,
+        "LifecycleHookName": LAUNCH_HOOK,
+        "LifecycleActionResult": "ABANDON",
+    }
+    assert autoscaling.of("CompleteLifecycleAction") == [abandoned] * 3
     assert site.history.of("sqs", "ReceiveMessage") == []
     [letter] = await site.take_messages()
     assert letter.receive_count == 1

@@ -11,6 +11,8 @@ from tests.support.site import Counts, OpenSite, Site
 from tests.support.stages import KEY, STAGES, HoldJob, Stage
 from tests.support.waiting import wait_until
 
+pytestmark = pytest.mark.timeout(300)
+
 _NEVER_BY_ITSELF_S = 3600
 """A visibility timeout that no test outlasts: what is visible was released."""
 
