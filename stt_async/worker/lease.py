@@ -105,6 +105,10 @@ class Leases:
         while True:
             await asyncio.sleep(self._tick_s)
             self.ticked_s = now_s = time.monotonic()
+            for lease in self._held:
+                if lease.lost is None and now_s >= lease.expires_s:
+                    # SQS is not asked: it may take an old receipt handle, while another worker has the message.
+                    lease.lose("its visibility timeout is over")
             due = [lease for lease in self._held if lease.lost is None and now_s >= lease.due_s]
             late_s = max((now_s - lease.due_s for lease in due), default=0.0)
             if (max_s := self._lateness.note(late_s, now_s)) is not None:

@@ -155,6 +155,19 @@ async def test_a_message_is_lost_when_no_heartbeat_came_through_in_time() -> Non
     assert queue.beaten("a") == 1
 
 
+async def test_who_was_asleep_for_longer_than_its_lease_does_not_ask_for_more() -> None:
+    queue = FakeQueue()
+    async with beating(queue) as leases:
+        over, kept = (
+            Holder(leases, message(name, age_s=age_s)) for name, age_s in (("over", VISIBILITY_S), ("kept", DUE_S))
+        )
+        with pytest.raises(LeaseLostError, match="visibility timeout is over"):
+            await over.task
+        await until(lambda: queue.beaten("kept") == 1)
+        assert queue.beaten("over") == 0
+        await kept.end()
+
+
 async def test_a_heartbeat_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lease_module, "HEARTBEAT_TIMEOUT_S", 0.005)
     queue = FakeQueue()
