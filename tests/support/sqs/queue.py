@@ -40,7 +40,7 @@ class Skew:
     """How often (0 to 1) delivery strays as a standard queue's may.
 
     Attributes:
-        twice: A message that is delivered stays visible: it may be delivered once more at once.
+        twice: A message that is delivered for the first time stays visible: it may be delivered once more at once.
         late: A message that has become visible is held back, by up to `late_s`.
     """
 
@@ -173,10 +173,11 @@ class Queue:
         dues = [max(each.visible_s, each.held_back_until_s or 0.0) for each in self._messages.values()]
         return min((due_s for due_s in dues if due_s > now_s), default=None)
 
-    def handles_in_flight(self) -> list[str]:
-        """The newest receipt handles of the messages in flight."""
+    def in_flight(self) -> dict[str, float]:
+        """The newest receipt handles of the messages in flight, and when each was received."""
         now_s = self.clock.now_s()
-        return [each.handle for each in self._messages.values() if each.handle is not None and each.visible_s > now_s]
+        hidden = [each for each in self._messages.values() if each.visible_s > now_s]
+        return {each.handle: self._receipts[each.handle].received_s for each in hidden if each.handle is not None}
 
     def _deliverable(self, now_s: float) -> Iterator[Message]:
         self._drop_expired(now_s)
@@ -195,7 +196,7 @@ class Queue:
             message.first_received_s = now_s
         message.handle = f"{self.name}#{message.message_id}#{message.receive_count}"
         message.held_back_until_s = None
-        if self.random.random() >= self.skew.twice:
+        if message.receive_count > 1 or self.random.random() >= self.skew.twice:
             message.visible_s = now_s + visibility_timeout_s
         self._receipts[message.handle] = _Receipt(message.message_id, now_s)
 
