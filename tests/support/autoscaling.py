@@ -1,6 +1,7 @@
 """A stand-in for EC2 Auto Scaling that writes down what it is asked: moto has no lifecycle actions."""
 
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import pytest_asyncio
@@ -56,9 +57,9 @@ class FakeAutoScaling:
         return web.Response(text=body, content_type="text/xml")
 
 
-@pytest_asyncio.fixture
-async def autoscaling() -> AsyncIterator[FakeAutoScaling]:
-    """A group that this worker may belong to."""
+@asynccontextmanager
+async def serve() -> AsyncIterator[FakeAutoScaling]:
+    """Listen on loopback."""
     fake = FakeAutoScaling()
     app = web.Application()
     app.router.add_post("/", fake.answer)
@@ -68,3 +69,10 @@ async def autoscaling() -> AsyncIterator[FakeAutoScaling]:
     fake.port = runner.addresses[0][1]
     yield fake
     await runner.cleanup()
+
+
+@pytest_asyncio.fixture
+async def autoscaling() -> AsyncIterator[FakeAutoScaling]:
+    """A group that this worker may belong to."""
+    async with serve() as fake:
+        yield fake

@@ -11,7 +11,7 @@ import pytest_asyncio
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-from stt_async.local.loopback import HOST
+from stt_async.local.loopback import HOST, Keys
 
 INSTANCE_ID = "i-0123456789abcdef0"
 _LONGEST_TTL_S = 21_600
@@ -24,20 +24,21 @@ Mode = Literal["fine", "slow", "error", "down"]
 class FakeImds:
     """Asks for a token as the real one does: 400 for a PUT without a TTL, 401 for a GET without a valid token."""
 
-    def __init__(self) -> None:
+    def __init__(self, host: str = HOST, port: int = 0) -> None:
         self._tokens: set[str] = set()
         self._items = {f"{_META}/instance-id": INSTANCE_ID}
         self._mode: Mode = "fine"
         self._mode_changed = asyncio.Event()
         self._runner: web.AppRunner | None = None
-        self._port = 0
+        self._host = host
+        self._port = port
         self.refused_tokens = 0
 
     def environment(self) -> dict[str, str]:
         """What makes a worker ask here."""
         return {
             "AWS_EC2_METADATA_DISABLED": "false",
-            "AWS_EC2_METADATA_SERVICE_ENDPOINT": f"http://{HOST}:{self._port}",
+            "AWS_EC2_METADATA_SERVICE_ENDPOINT": f"http://{self._host}:{self._port}",
         }
 
     def arm_spot(self, *, in_s: float, action: str = "terminate") -> None:
@@ -54,6 +55,21 @@ class FakeImds:
 
     def is_instance(self, instance_id: str) -> None:
         self._items[f"{_META}/instance-id"] = instance_id
+
+    def has_role(self, keys: Keys) -> None:
+        """Give the instance a role, whose credentials these are."""
+        until = datetime.now(UTC) + timedelta(hours=6)
+        credentials = {
+            "Code": "Success",
+            "Type": "AWS-HMAC",
+            "AccessKeyId": keys.access_key,
+            "SecretAccessKey": keys.secret_key,
+            "Token": "",
+            "LastUpdated": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            "Expiration": until.strftime("%Y-%m-%dT%H:%M:%SZ"),
+        }
+        self._items[f"{_META}/iam/security-credentials/"] = "worker"
+        self._items[f"{_META}/iam/security-credentials/worker"] = orjson.dumps(credentials).decode()
 
     def expire_tokens(self) -> None:
         self._tokens.clear()
@@ -74,7 +90,7 @@ class FakeImds:
             app.router.add_get("/{path:.*}", self._give_item)
             self._runner = web.AppRunner(app, shutdown_timeout=0.1)
             await self._runner.setup()
-            await web.TCPSite(self._runner, HOST, self._port).start()
+            await web.TCPSite(self._runner, self._host, self._port).start()
             self._port = self._runner.addresses[0][1]
 
     async def close(self) -> None:
