@@ -1,0 +1,308 @@
+"""The release on a machine: from the template's user data to a worker at work, and every way that may end."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import aioboto3
+import orjson
+import pytest
+import pytest_asyncio
+
+from stt_async.fleet.artifact import Artifact
+from stt_async.local.loopback import REGION, s3_client
+from stt_async.local.servers import LocalServers, local_servers, open_services
+from tests.support import nspawn
+from tests.support.autoscaling import FakeAutoScaling
+from tests.support.autoscaling import serve as serve_autoscaling
+from tests.support.imds import INSTANCE_ID, FakeImds
+from tests.support.instance import JOURNAL, LOG_GROUP, MINIO_KEY, RELEASES, WORKER, Instance, furnish, user_data
+from tests.support.nspawn import IMDS_ADDRESS, Done, Machine, booted
+from tests.support.proxy import OpenProxy
+from tests.support.site import Counts, Site
+from tests.support.waiting import wait_until
+
+pytestmark = [
+    pytest.mark.skipif(bool(nspawn.why_not()), reason=f"no machine to boot: {nspawn.why_not()}"),
+    pytest.mark.timeout(900),
+]
+
+ANOTHER, MISSING = "0" * 64, "1" * 64
+COMPLETE, TERMINATE = "CompleteLifecycleAction", "TerminateInstanceInAutoScalingGroup"
+
+Furnished = Callable[..., Path]
+StartInstance = Callable[..., Awaitable[Instance]]
+
+
+@pytest.fixture(scope="module")
+def debian() -> Path:
+    try:
+        return nspawn.debian()
+    except nspawn.NoDebianError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="module")
+def _network(debian: Path, artifact: Artifact) -> Iterator[None]:
+    """Nothing but loopback: for these tests, their servers and their machines."""
+    assert debian.is_dir(), "has to come from elsewhere first"
+    assert artifact.file.is_file(), "too"
+    with nspawn.loopback_network():
+        yield
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def servers(_network: None, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[LocalServers]:
+    """In place of those of the session: servers in the network of the machines."""
+    async with local_servers(tmp_path_factory.mktemp("servers"), readable=["source-*"]) as running:
+        yield running
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def _releases(servers: LocalServers, artifact: Artifact) -> None:
+    """A bucket with this release, and something under another's name; MinIO's key in the Parameter Store."""
+    keys = servers.objects.owner
+    async with s3_client(servers.objects.url, keys) as s3:
+        await s3.create_bucket(Bucket=RELEASES)
+        with artifact.file.open("rb") as release:
+            await s3.put_object(Bucket=RELEASES, Key=f"releases/{artifact.sha256}.tar.gz", Body=release)
+        await s3.put_object(Bucket=RELEASES, Key=f"releases/{ANOTHER}.tar.gz", Body=b"not what its name says")
+    ssm_client = aioboto3.Session().client(
+        "ssm",
+        endpoint_url=servers.queues_url,
+        region_name=REGION,
+        aws_access_key_id=keys.access_key,
+        aws_secret_access_key=keys.secret_key,
+    )
+    reader = servers.objects.reader
+    async with ssm_client as ssm:
+        for name, value in (("access-key", reader.access_key), ("secret-key", reader.secret_key)):
+            await ssm.put_parameter(Name=f"{MINIO_KEY}/{name}", Value=value, Type="SecureString")
+
+
+@asynccontextmanager
+async def _metadata_service(servers: LocalServers) -> AsyncIterator[None]:
+    fake = FakeImds(IMDS_ADDRESS, 80)
+    fake.has_role(servers.objects.owner)
+    await fake.open()
+    yield
+    await fake.close()
+
+
+@pytest_asyncio.fixture
+async def _metadata(servers: LocalServers) -> AsyncIterator[None]:
+    async with _metadata_service(servers):
+        yield
+
+
+@pytest.fixture
+def furnished(site: Site, autoscaling: FakeAutoScaling, _metadata: None, tmp_path: Path) -> Furnished:
+    """A function that returns the disk of a machine that will find this test's services: `furnished(STT_…="…")`."""
+
+    def disk(**settings: str) -> Path:
+        furnish(tmp_path / "disk", site.services, autoscaling.port, **settings)
+        return tmp_path / "disk"
+
+    return disk
+
+
+@pytest_asyncio.fixture
+async def plain_machine(furnished: Furnished, _releases: None, debian: Path, tmp_path: Path) -> AsyncIterator[Machine]:
+    """A machine as its image is: nothing of ours is there."""
+    async with booted([debian], furnished(), tmp_path / "log") as machine:
+        yield machine
+
+
+@dataclass(frozen=True)
+class FirstBoot:
+    """What came of the user data; the disk afterwards."""
+
+    done: Done
+    disk: Path
+    group: FakeAutoScaling
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def first_boot(
+    servers: LocalServers, _releases: None, debian: Path, artifact: Artifact, tmp_path_factory: pytest.TempPathFactory
+) -> FirstBoot:
+    """Run the user data on a plain machine, once; other machines start from its disk."""
+    folder = tmp_path_factory.mktemp("first-boot")
+    services = await open_services(
+        servers, source_bucket="source-first", output_bucket="first", split_queue="first", visibility_timeout_s=30
+    )
+    async with serve_autoscaling() as group, _metadata_service(servers):
+        furnish(folder / "disk", services, group.port)
+        async with booted([debian], folder / "disk", folder / "log") as machine:
+            done = await _run_user_data(machine, user_data(services, artifact.sha256))
+            if done.returncode == 0:
+                await machine.run("systemctl", "poweroff")
+            await machine.wait_until_off()
+    return FirstBoot(done, folder / "disk", group)
+
+
+@pytest_asyncio.fixture
+async def start_instance(
+    furnished: Furnished, first_boot: FirstBoot, debian: Path, tmp_path: Path
+) -> AsyncIterator[StartInstance]:
+    """A function that boots an installed machine, whose worker starts by itself: `await start_instance(STT_…="…")`."""
+    assert first_boot.done.returncode == 0, first_boot.done.output
+    async with AsyncExitStack() as stack:
+
+        async def started(**settings: str) -> Instance:
+            machine = booted([first_boot.disk, debian], furnished(**settings), tmp_path / "log")
+            return Instance(await stack.enter_async_context(machine))
+
+        yield started
+
+
+def test_the_user_data_ends_with_a_worker_at_work(first_boot: FirstBoot) -> None:
+    assert first_boot.done.returncode == 0, first_boot.done.output
+    assert "boot: is at work" in first_boot.done.output
+    [joined] = first_boot.group.of(COMPLETE)
+    assert (joined["InstanceId"], joined["LifecycleHookName"]) == (INSTANCE_ID, "join")
+    assert joined["LifecycleActionResult"] == "CONTINUE"
+
+
+def test_it_asks_the_distribution_for_python_and_the_shipper_alone(first_boot: FirstBoot) -> None:
+    [asked] = (first_boot.disk / "var/log/dnf").read_text().splitlines()
+    assert asked == "--assumeyes --quiet install python3.11 amazon-cloudwatch-agent logrotate"
+
+
+def test_what_the_worker_logs_is_where_the_shipper_looks(first_boot: FirstBoot) -> None:
+    configured = orjson.loads((first_boot.disk / "etc/stt-async/cloudwatch-agent.json").read_bytes())
+    [shipped] = configured["logs"]["logs_collected"]["files"]["collect_list"]
+    assert shipped["log_group_name"] == LOG_GROUP
+    lines = (first_boot.disk / shipped["file_path"].lstrip("/")).read_bytes().splitlines()
+    events = [orjson.loads(line)["event"] for line in lines if line.startswith(b"{")]
+    assert "worker_started" in events
+    [called] = (first_boot.disk / "var/log/amazon-cloudwatch-agent-ctl").read_text().splitlines()
+    assert called == "-a fetch-config -m ec2 -s -c file:/etc/stt-async/cloudwatch-agent.json"
+
+
+@pytest.mark.parametrize(("sha256", "complaint"), [(ANOTHER, "FAILED"), (MISSING, "404")], ids=["another", "missing"])
+async def test_a_release_that_is_not_the_one_is_not_run_and_ends_the_instance(
+    site: Site, plain_machine: Machine, tmp_path: Path, sha256: str, complaint: str
+) -> None:
+    done = await _run_user_data(plain_machine, user_data(site.services, sha256))
+    assert done.returncode != 0
+    assert complaint in done.output
+    await plain_machine.wait_until_off()
+    assert not (tmp_path / "disk/opt/stt-async").exists()
+    assert not (tmp_path / "disk/var/log/dnf").exists()
+
+
+async def test_the_boot_script_may_be_run_again(start_instance: StartInstance) -> None:
+    instance = await start_instance()
+    await instance.wait_until_active()
+    made_from = instance.machine.root / "opt/stt-async/venv/.made-from"
+    before = made_from.stat().st_mtime_ns
+    run = f"cd /var/tmp/tmp.* && MINIO_SECRET_PARAMETER={MINIO_KEY} LOG_GROUP={LOG_GROUP} ./boot.sh"
+    done = await instance.machine.run("sh", "-c", run, timeout_s=300.0)
+    assert done.returncode == 0, done.output
+    assert made_from.stat().st_mtime_ns == before
+    await instance.wait_for("worker_started", count=2)
+
+
+async def test_a_job_goes_through_at_full_speed_and_no_secret_is_in_any_environment(
+    site: Site, start_instance: StartInstance, speech: Path
+) -> None:
+    instance = await start_instance()
+    await site.put_recordings({"a.wav": speech})
+    await site.send(site.job("a.wav"))
+    await instance.wait_for("job_succeeded")
+    assert list(await site.manifests()) == ["a.wav"]
+    await wait_until(site.is_drained, what="the message to be deleted")
+    said = (instance.machine.root / JOURNAL).read_text()
+    assert "Error in cpuinfo" not in said, "torch cannot see what the CPU can do"
+    assert "NNPACK" not in said, "too"
+    secret = site.services.servers.objects.reader.secret_key
+    environments = await instance.machine.run("sh", "-c", "cat /proc/[0-9]*/environ")
+    assert "STT_SCRATCH_DIR" in environments.output
+    assert secret not in environments.output
+    kept = await instance.machine.run("stat", "--format=%a %U", "/run/stt-async", "/run/stt-async/secret-key")
+    assert kept.output.split() == ["700", "root", "600", "root"]
+
+
+async def test_a_stop_drains_gives_back_and_leaves_nothing(
+    site: Site, start_instance: StartInstance, open_proxy: OpenProxy, speech: Path
+) -> None:
+    source = await open_proxy(site.services.servers.objects.url)
+    instance = await start_instance(STT_MINIO_ENDPOINT=source.endpoint, STT_DRAIN_TIMEOUT_S="2")
+    await instance.wait_for("worker_started")
+    source.hold("down")
+    await site.put_recordings({"a.wav": speech})
+    await site.send(site.job("a.wav"))
+    await source.holding.wait()
+    await instance.machine.run("systemctl", "stop", WORKER)
+    assert await instance.state() == ("inactive", "success", "0")
+    assert await site.counts() == Counts(visible=1, in_flight=0)
+    left = await instance.machine.run("find", "/var/lib/private/stt-async", "-name", "job-*")
+    assert (left.returncode, left.output) == (0, "")
+
+
+async def test_a_worker_that_is_killed_is_started_again_with_a_fresh_key(
+    site: Site, start_instance: StartInstance, speech: Path
+) -> None:
+    instance = await start_instance()
+    await instance.wait_until_active()
+    await instance.signal("KILL")
+    await instance.wait_until_active(restarts=1)
+    fetched = await instance.machine.run("journalctl", "--boot", "--unit=stt-async-secrets.service")
+    assert fetched.output.count("Finished stt-async-secrets") == 2
+    await site.put_recordings({"a.wav": speech})
+    await site.send(site.job("a.wav"))
+    await instance.wait_for("job_succeeded")
+
+
+async def test_a_worker_that_is_frozen_is_started_again(
+    site: Site, start_instance: StartInstance, speech: Path
+) -> None:
+    instance = await start_instance()
+    await instance.wait_until_active()
+    await instance.signal("STOP")
+    await instance.wait_until_active(restarts=1)
+    why = await instance.machine.run("journalctl", "--boot", f"--unit={WORKER}")
+    assert "Watchdog timeout" in why.output
+    await site.put_recordings({"a.wav": speech})
+    await site.send(site.job("a.wav"))
+    await instance.wait_for("job_succeeded")
+
+
+async def test_without_work_it_ends_its_instance_and_stays_down(
+    start_instance: StartInstance, autoscaling: FakeAutoScaling
+) -> None:
+    instance = await start_instance(STT_IDLE_TIMEOUT_S="2")
+    await instance.wait_for("idle_terminated")
+
+    async def down() -> bool:
+        return await instance.state() == ("inactive", "success", "0")
+
+    await wait_until(down, what="the worker to be down", timeout_s=60.0)
+    assert autoscaling.of(TERMINATE) == [{"InstanceId": INSTANCE_ID, "ShouldDecrementDesiredCapacity": "true"}]
+    assert [call["LifecycleHookName"] for call in autoscaling.of(COMPLETE)] == ["join", "leave"]
+
+
+async def test_wrong_settings_end_the_instance_at_once(
+    start_instance: StartInstance, autoscaling: FakeAutoScaling, tmp_path: Path
+) -> None:
+    instance = await start_instance(STT_FORMAT="mp3")
+    await instance.machine.wait_until_off()
+    assert [call["LifecycleActionResult"] for call in autoscaling.of(COMPLETE)] == ["ABANDON"]
+    assert (tmp_path / "disk" / JOURNAL).read_text().count("STT_FORMAT") == 1
+
+
+async def test_a_worker_that_never_gets_ready_ends_the_instance(
+    start_instance: StartInstance, autoscaling: FakeAutoScaling, tmp_path: Path
+) -> None:
+    instance = await start_instance(STT_OUTPUT_BUCKET="never-made")
+    await instance.machine.wait_until_off(timeout_s=300.0)
+    assert {call["LifecycleActionResult"] for call in autoscaling.of(COMPLETE)} == {"ABANDON"}
+    assert (tmp_path / "disk" / JOURNAL).read_text().count("stt-async: ") == 5
+
+
+async def _run_user_data(machine: Machine, script: str) -> Done:
+    """Run it as cloud-init does: as root, from a file, when the machine is up."""
+    (machine.root / "var/lib/user-data").write_text(script)
+    return await machine.run("bash", "/var/lib/user-data", timeout_s=600.0)
