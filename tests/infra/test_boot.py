@@ -1,5 +1,6 @@
 """The release on a machine: from the template's user data to a worker at work, and every way that may end."""
 
+import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -126,7 +127,7 @@ class FirstBoot:
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def first_boot(
     servers: LocalServers, _releases: None, debian: Path, artifact: Artifact, tmp_path_factory: pytest.TempPathFactory
-) -> FirstBoot:
+) -> AsyncIterator[FirstBoot]:
     """Run the user data on a plain machine, once; other machines start from its disk."""
     folder = tmp_path_factory.mktemp("first-boot")
     services = await open_services(
@@ -139,7 +140,8 @@ async def first_boot(
             if done.returncode == 0:
                 await machine.run("systemctl", "poweroff")
             await machine.wait_until_off()
-    return FirstBoot(done, folder / "disk", group)
+    yield FirstBoot(done, folder / "disk", group)
+    shutil.rmtree(folder)  # a gigabyte, which pytest would keep
 
 
 @pytest_asyncio.fixture
@@ -191,6 +193,18 @@ async def test_a_release_that_is_not_the_one_is_not_run_and_ends_the_instance(
     await plain_machine.wait_until_off()
     assert not (tmp_path / "disk/opt/stt-async").exists()
     assert not (tmp_path / "disk/var/log/dnf").exists()
+
+
+async def test_a_boot_that_fails_ends_the_instance(
+    site: Site, plain_machine: Machine, artifact: Artifact, autoscaling: FakeAutoScaling
+) -> None:
+    (plain_machine.root / "usr/local/bin/dnf").write_text("#!/bin/sh\necho no such package >&2; exit 1\n")
+    done = await _run_user_data(plain_machine, user_data(site.services, artifact.sha256))
+    assert done.returncode != 0
+    assert "no such package" in done.output
+    await plain_machine.wait_until_off()
+    [abandoned] = autoscaling.of(COMPLETE)
+    assert (abandoned["InstanceId"], abandoned["LifecycleActionResult"]) == (INSTANCE_ID, "ABANDON")
 
 
 async def test_the_boot_script_may_be_run_again(start_instance: StartInstance) -> None:
