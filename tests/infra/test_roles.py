@@ -1,6 +1,7 @@
 """Each role may do what its worker calls, there alone, and nothing that nobody calls."""
 
 import ast
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -87,6 +88,19 @@ def test_a_split_worker_may_make_every_call_of_its_code(stack: Stack, called: se
 
 def test_a_split_worker_may_do_nothing_that_its_code_does_not_call(stack: Stack, called: set[str]) -> None:
     assert _actions(stack.properties("SplitRole"), SERVICES) <= called | ABSENT_READS_AS_FORBIDDEN
+
+
+def test_an_instance_may_make_every_call_of_its_boot(stack: Stack) -> None:
+    user_data = stack.properties("SplitTemplate")["LaunchTemplateData"]["UserData"]
+    scripts = [user_data, *(file.read_text() for file in sorted((ROOT / "infra").glob("*.sh")))]
+    calls = {call for script in scripts for call in re.findall(r"\baws ([a-z0-9]+) ([a-z-]+)", script)}
+    actions = {
+        "s3:GetObject" if (service, command) == ("s3", "cp") else f"{service}:{command.title().replace('-', '')}"
+        for service, command in calls
+    }
+
+    assert len(actions) >= 2, f"only {calls} are called: read wrongly"
+    assert actions <= {action for action, _ in grants(stack.properties("SplitRole"))}
 
 
 @pytest.mark.parametrize(

@@ -202,4 +202,4 @@ async def test_budgets_takes_the_budget(moto: Cloud, stack: Stack) -> None:
         )
         described = await budgets.describe_budgets(AccountId="123456789012")
 
-    assert [each["BudgetName"] for each in described["Budgets"]] == ["stt-async"]
+    assert [each["BudgetName"] for each in described["Budgets"]] == ["stt-async-us-east-1"]

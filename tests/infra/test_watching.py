@@ -212,5 +212,11 @@ def _instance_tags(properties: dict[str, Any]) -> list[dict[str, Any]]:
     return tags
 
 
+def test_a_stack_of_the_same_name_in_another_region_does_not_clash(stack: Stack) -> None:
+    # Both are named once for all regions of an account.
+    assert stack.properties("Budget")["Budget"]["BudgetName"].endswith("us-east-1")
+    assert stack.properties("Dashboard")["DashboardName"].endswith("us-east-1")
+
+
 def test_logs_are_kept_for_a_time_that_somebody_chose(stack: Stack) -> None:
     assert stack.properties("Logs")["RetentionInDays"] == 30
