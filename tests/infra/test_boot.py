@@ -24,8 +24,9 @@ from tests.support.proxy import OpenProxy
 from tests.support.site import Counts, Site
 from tests.support.waiting import wait_until
 
+WHY_NOT = nspawn.why_not()
 pytestmark = [
-    pytest.mark.skipif(bool(nspawn.why_not()), reason=f"no machine to boot: {nspawn.why_not()}"),
+    pytest.mark.skipif(bool(WHY_NOT), reason=f"no machine to boot: {WHY_NOT}"),
     pytest.mark.timeout(900),
 ]
 

@@ -40,7 +40,10 @@ def why_not() -> str:
     if os.geteuid() != 0:
         return "containers want root"
     missing = [program for program in _PROGRAMS if shutil.which(program) is None]
-    return f"not installed: {', '.join(missing)}" if missing else ""
+    if missing:
+        return f"not installed: {', '.join(missing)}"
+    allowed = subprocess.run(["unshare", "--net", "--mount", "true"], capture_output=True, check=False)  # noqa: S607
+    return "" if allowed.returncode == 0 else f"no namespaces here: {allowed.stderr.decode().strip()}"
 
 
 def debian() -> Path:
@@ -73,8 +76,9 @@ def loopback_network() -> Iterator[None]:
             subprocess.run(["ip", *change], check=True)  # noqa: S607 - wherever the system has it
         yield
     finally:
-        libc.setns(before, _CLONE_NEWNET)
+        failed = libc.setns(before, _CLONE_NEWNET)
         os.close(before)
+        assert not failed, "what follows would be without a network"
 
 
 @dataclass(frozen=True)
