@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.support.commands import StartWorker, Worker
+from tests.support.http_faults import hold_before
 from tests.support.outputs import verified
 from tests.support.site import Counts, Site
 from tests.support.waiting import wait_until
@@ -71,7 +72,7 @@ def _fill_inodes(disk: Path, left: int) -> Callable[[], None]:
 
 
 def _rooms(worker: Worker) -> list[Path]:
-    return list(worker.scratch.glob("worker-*/job-*"))
+    return [room for room in worker.scratch.glob("worker-*/job-*") if room.suffix != ".gone"]
 
 
 async def _retries_and_recovers(site: Site, worker: Worker, key: str, free: Callable[[], None]) -> None:
@@ -120,23 +121,36 @@ async def test_after_a_full_disk_jobs_come_in_one_by_one_that_came_in_two_by_two
         site, scratch=small_disk, STT_RETRY_TIMEOUT_S="1", STT_SCRATCH_MAX_BYTES=str(two_rooms), STT_PROCESSES="2"
     )
     await worker.wait_for("worker_started")
-    keys = [f"{number}.wav" for number in range(8)]
-    await site.put_recordings(dict.fromkeys(keys, speech))
-    for key in keys[:4]:
-        await site.send(site.job(key, source_size=source_bytes))
+    first, full, later = ["1.wav", "2.wav", "3.wav", "4.wav"], "full.wav", ["6.wav", "7.wav", "8.wav"]
+    await site.put_recordings(dict.fromkeys([*first, full, *later], speech))
+
+    async def send_and_see(keys: list[str], rooms: int) -> None:
+        """While no recording comes in, so many of these jobs have a room, and the others wait for one."""
+        with site.gateway.fault("minio", "GetObject", hold_before):
+            for key in keys:
+                await site.send(site.job(key, source_size=source_bytes))
+            await wait_until(lambda: _are_held(site, len(keys)), what="all messages to be received")
+            await wait_until(lambda: len(_rooms(worker)) == rooms, what=f"{rooms} rooms to be taken")
+
+    await send_and_see(first, 2)
     before = await worker.wait_for("job_succeeded", count=4)
     assert _most_at_once(before) == 2
 
     free = _fill_space(small_disk, source_bytes // 2)
-    await site.send(site.job(keys[4], source_size=source_bytes))
-    (full, *_) = await worker.wait_for("scratch_full")
-    assert full["admitted_bytes"] == two_rooms // 2
+    await site.send(site.job(full, source_size=source_bytes))
+    (narrowed, *_) = await worker.wait_for("scratch_full")
+    assert narrowed["admitted_bytes"] == two_rooms // 2
     free()
-    for key in keys[5:]:
-        await site.send(site.job(key, source_size=source_bytes))
+    await worker.wait_for("job_retried")  # by then a probe has read from the source
+    await send_and_see(later, 1)
     after = (await worker.wait_for("job_succeeded", count=8))[4:]
     assert _most_at_once(after) == 1
     await wait_until(site.is_drained, what="all messages to be deleted")
+
+
+async def _are_held(site: Site, count: int) -> bool:
+    counts = await site.counts()
+    return counts.visible == 0 and counts.in_flight >= count
 
 
 def _most_at_once(jobs: list[Any]) -> int:
