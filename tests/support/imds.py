@@ -56,9 +56,9 @@ class FakeImds:
     def is_instance(self, instance_id: str) -> None:
         self._items[f"{_META}/instance-id"] = instance_id
 
-    def has_role(self, keys: Keys) -> None:
-        """Give the instance a role, whose credentials these are."""
-        until = datetime.now(UTC) + timedelta(hours=6)
+    def has_role(self, keys: Keys, *, for_s: float = 21_600) -> None:
+        """Give the instance a role, whose credentials these are, for so long."""
+        until = datetime.now(UTC) + timedelta(seconds=for_s)
         credentials = {
             "Code": "Success",
             "Type": "AWS-HMAC",
