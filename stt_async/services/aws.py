@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import AbstractAsyncContextManager, contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import aioboto3
 import aiohttp
@@ -85,6 +85,13 @@ def sqs_client(settings: Settings) -> "AbstractAsyncContextManager[SQSClient]":
 def autoscaling_client(settings: Settings) -> AbstractAsyncContextManager[Any]:
     """Return an Auto Scaling client."""
     return _session(settings).client("autoscaling", config=_config(4))
+
+
+def operator_client(
+    settings: Settings, service: Literal["cloudformation", "cloudwatch", "logs"]
+) -> AbstractAsyncContextManager[Any]:
+    """Return a client of what operators alone speak to."""
+    return _session(settings).client(service, config=_config(4))
 
 
 def _session(settings: Settings) -> aioboto3.Session:

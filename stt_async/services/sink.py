@@ -32,7 +32,7 @@ _SOURCE_ETAG = "source-etag"
 
 _log = structlog.get_logger()
 
-_CONTENT_TYPES = {".flac": "audio/flac", ".wav": "audio/wav", ".tar": "application/x-tar"}
+_CONTENT_TYPES = {".flac": "audio/flac", ".gz": "application/gzip", ".tar": "application/x-tar", ".wav": "audio/wav"}
 
 
 @dataclass(frozen=True, slots=True)

@@ -82,7 +82,7 @@ async def test_a_worker_ended_by_the_watchdog_says_where_it_stood(site: Site, st
     assert await worker.wait() == -signal.SIGABRT
     log = worker.process.log.read_text()
     assert "Fatal Python error: Aborted" in log
-    assert "assembly.py" in log or "cli.py" in log
+    assert "assembly.py" in log or "stt_async/cli" in log
 
 
 def _is_stopped(worker: Worker) -> bool:

@@ -21,6 +21,7 @@ from stt_async.fleet.enqueue import Selection, Summary
 from stt_async.local.files import LocalRecording, LocalResult
 from stt_async.settings import Settings
 from stt_async.worker.preflight import Check
+from tests.support.recordings import ROOT
 from tests.unit.fakes import a_manifest
 
 pytestmark = pytest.mark.usefixtures("bare_environment")
@@ -321,8 +322,7 @@ print(len(parent), [name for name in ("torch", "silero_vad") if name in sys.modu
 
 
 def test_the_parent_imports_neither_torch_nor_the_model() -> None:
-    root = Path(cli.__file__).parents[1]
-    done = subprocess.run([sys.executable, "-c", _IMPORT_ALL], cwd=root, check=True, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", _IMPORT_ALL], cwd=ROOT, check=True, capture_output=True, text=True)
     count, _, heavy = done.stdout.strip().partition(" ")
     assert int(count) > 30
     assert heavy == "[]"

@@ -6,19 +6,18 @@ import shlex
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Never
+from typing import Annotated, Never
 
-import orjson
 import typer
 import uvloop
-from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
 from stt_async import logs, metrics, settings
+from stt_async.cli.deployment import deploy
+from stt_async.cli.terminal import AsJson, EnvFile, err, out, print_json
 from stt_async.errors import JobError, SettingsError, SttError
-from stt_async.fleet import artifact
 from stt_async.fleet.doctor import examine
 from stt_async.fleet.enqueue import Selection, preview
 from stt_async.fleet.enqueue import enqueue as send_jobs
@@ -38,15 +37,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-deploy = typer.Typer(help="The fleet: what its instances boot from.", no_args_is_help=True)
 app.add_typer(deploy, name="deploy")
-out = Console(soft_wrap=True, width=None if sys.stdout.isatty() else 160)
-err = Console(stderr=True, soft_wrap=True)
 
-EnvFile = Annotated[
-    Path | None, typer.Option(envvar="STT_ENV_FILE", help="File with settings; the environment wins over it.")
-]
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON object a line, with stable keys.")]
 Processes = Annotated[int | None, typer.Option(envvar="STT_PROCESSES", help="Pool processes. (default: usable vCPUs)")]
 SegmentFormat = Annotated[Format | None, typer.Option(envvar="STT_FORMAT", help="Of the segments. (default: flac)")]
 OutputLayout = Annotated[
@@ -83,7 +75,7 @@ def split(
     results.sort(key=lambda result: result.recording.name)
     if as_json:
         for result in results:
-            _print_json(result.facts())
+            print_json(result.facts())
     else:
         out.print(_split_table(results))
         out.print(f"{out_dir}/ holds them", markup=False, highlight=False)
@@ -145,7 +137,7 @@ def enqueue(
         sending = preview if dry_run else send_jobs
         summary = uvloop.run(sending(ours, selection, lambda summary: report(summary.sent, limit)))
     if as_json:
-        _print_json({"dry_run": dry_run, **asdict(summary)})
+        print_json({"dry_run": dry_run, **asdict(summary)})
         return
     out.print(
         f"{summary.listed} objects listed: {summary.done} done already, {summary.other_params} made from other "
@@ -168,7 +160,7 @@ def doctor(*, as_json: AsJson = False, env_file: EnvFile = None) -> None:
         async for check in examine(ours):
             in_order = in_order and check.ok
             if as_json:
-                _print_json({"check": check.name, "ok": check.ok, "detail": check.detail})
+                print_json({"check": check.name, "ok": check.ok, "detail": check.detail})
             else:
                 mark = "[green]ok    [/]" if check.ok else "[red]FAILED[/]"
                 out.print(mark, end=" ")
@@ -204,28 +196,6 @@ def demo(
         raise typer.Exit(UNEXPECTED)
 
 
-@deploy.command()
-def build(
-    *,
-    out_dir: Annotated[Path, typer.Option("--out", help="Gets the tarball, and keeps the wheels.")] = Path("dist"),
-    torch_index: Annotated[
-        str | None, typer.Option(envvar="STT_TORCH_INDEX", help="Package index with torch's CPU build.")
-    ] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Build what instances boot from: one tarball, named by its sha256; the same checkout gives the same bytes."""
-    built = artifact.build(out_dir, torch_index)
-    if as_json:
-        _print_json({"file": str(built.file), "sha256": built.sha256, "bytes": built.size_bytes})
-        return
-    wheels = [size for name, size in built.members_bytes.items() if name.startswith("wheels/")]
-    out.print(f"{built.file}: {decimal(built.size_bytes)}", markup=False, highlight=False)
-    out.print(f"{len(wheels)} wheels: {decimal(sum(wheels))}", highlight=False)
-    for name, size in sorted(built.members_bytes.items(), key=lambda member: -member[1])[:5]:
-        out.print(f"  {decimal(size):>8} {name}", markup=False, highlight=False)
-    out.print(f"sha256 {built.sha256}", highlight=False)
-
-
 def main() -> None:
     """Run a command; errors become one sentence and an exit code."""
     logs.configure(logging.ERROR)
@@ -244,11 +214,6 @@ def main() -> None:
 def _fail(sentence: str, code: int) -> Never:
     err.print(f"stt-async: {sentence}", markup=False, highlight=False)
     sys.exit(code)
-
-
-def _print_json(facts: dict[str, Any]) -> None:
-    sys.stdout.write(orjson.dumps(facts).decode() + "\n")
-    sys.stdout.flush()
 
 
 def _split_table(results: list[LocalResult]) -> Table:

@@ -1,0 +1,300 @@
+"""`deploy`: what instances boot from, the stack, and how many there are."""
+
+import asyncio
+import sys
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.filesize import decimal
+from rich.table import Table
+
+from stt_async import settings
+from stt_async.cli.terminal import AsJson, EnvFile, err, print_json, say, tell
+from stt_async.errors import SettingsError
+from stt_async.fleet import artifact, deployment, group, worker_logs
+from stt_async.fleet.account import Account, open_account
+from stt_async.fleet.stack import Event, Proposal, Stack
+from stt_async.fleet.status import Status
+from stt_async.fleet.status import status as look
+from stt_async.fleet.template import PATH, parse_parameters, read_template
+from stt_async.progress import progress
+
+STACK = "stt-async"
+DIST = Path("dist")
+
+deploy = typer.Typer(help="The fleet: its release, its stack, its instances.", no_args_is_help=True)
+
+StackName = Annotated[str, typer.Option("--stack", envvar="STT_STACK", help="Name of the stack.")]
+TorchIndex = Annotated[str | None, typer.Option(envvar="STT_TORCH_INDEX", help="Package index with torch's CPU build.")]
+Yes = Annotated[bool, typer.Option("--yes", help="Ask nothing.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be done, change nothing.")]
+
+
+@deploy.command()
+def build(
+    *,
+    out_dir: Annotated[Path, typer.Option("--out", help="Gets the tarball, and keeps the wheels.")] = DIST,
+    torch_index: TorchIndex = None,
+    as_json: AsJson = False,
+) -> None:
+    """Build what instances boot from: one tarball, named by its sha256; the same checkout gives the same bytes."""
+    built = artifact.build(out_dir, torch_index)
+    if as_json:
+        print_json({"file": str(built.file), "sha256": built.sha256, "bytes": built.size_bytes})
+        return
+    wheels = [size for name, size in built.members_bytes.items() if name.startswith("wheels/")]
+    say(f"{built.file}: {decimal(built.size_bytes)}")
+    say(f"{len(wheels)} wheels: {decimal(sum(wheels))}")
+    for name, size in sorted(built.members_bytes.items(), key=lambda member: -member[1])[:5]:
+        say(f"  {decimal(size):>8} {name}")
+    say(f"sha256 {built.sha256}")
+
+
+@deploy.command("deploy")
+def deploy_stack(
+    *,
+    stack: StackName = STACK,
+    given: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Name=Value of a parameter of the template; the others stay as they are."),
+    ] = None,
+    build: Annotated[bool, typer.Option("--build", help="Build a release of this checkout, and deploy it.")] = False,
+    release: Annotated[
+        Path | None, typer.Option("--artifact", help="Deploy a release that `build` made. (default: the stack's)")
+    ] = None,
+    template: Annotated[Path, typer.Option("--template", help="CloudFormation template.", show_default=False)] = PATH,
+    torch_index: TorchIndex = None,
+    yes: Yes = False,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+    env_file: EnvFile = None,
+) -> None:
+    """Create or update the stack: shows the changes, asks, uploads the release, waits, says why when it fails."""
+    ours = settings.load(env_file)
+    if build and release is not None:
+        raise SettingsError("--build and --artifact both name a release: give one of them")
+    parameters, read = parse_parameters(given or []), read_template(template)
+    read.check(parameters)  # before minutes of building
+    order = deployment.Order(
+        stack=stack,
+        template=read,
+        given=parameters,
+        artifact=artifact.build(DIST, torch_index).file if build else release,
+    )
+    with ExitStack() as bar:
+        operator = _Operator(f"{stack} in {ours.aws_region}", bar, asks=not yes, declines=dry_run)
+        outcome = asyncio.run(deployment.deploy(ours, order, operator))
+    outputs = dict(sorted(outcome.stack.outputs.items())) if outcome.stack else {}
+    if as_json:
+        print_json({"result": outcome.result, "dry_run": dry_run, "stack": stack, "outputs": outputs})
+        return
+    match outcome.result:
+        case "unchanged":
+            say(f"{stack} is as it should be: no changes")
+        case "declined":
+            say("nothing was changed")
+        case "deployed":
+            for name, value in outputs.items():
+                say(f"{name}: {value}")
+
+
+@deploy.command()
+def status(*, stack: StackName = STACK, as_json: AsJson = False, env_file: EnvFile = None) -> None:
+    """Show the stack, its release, its instances, what the queues hold, and alarms."""
+    found = asyncio.run(look(settings.load(env_file), stack))
+    if as_json:
+        print_json(found.facts())
+        return
+    for line in _status_lines(found):
+        say(line)
+
+
+@deploy.command()
+def scale(
+    *,
+    count: Annotated[int, typer.Option(min=0, help="Instances to have.")],
+    stack: StackName = STACK,
+    dry_run: DryRun = False,
+    env_file: EnvFile = None,
+) -> None:
+    """Start or end instances until there are so many. Those that end give their unfinished jobs back first."""
+
+    async def run() -> group.Scaling:
+        async with open_account(settings.load(env_file)) as account:
+            plan = group.scaling(await deployment.group_of(account, stack), count)
+            if not dry_run:
+                await group.scale(account, plan)
+            return plan
+
+    plan = asyncio.run(run())
+    verb = "would have" if dry_run else "is to have"
+    say(
+        f"{plan.group.name} {verb} {count} instances; it has {len(plan.group.staying)}, and wanted {plan.group.desired}"
+    )
+    if plan.ends:
+        say(
+            f"{len(plan.ends)} end: protected from scale-in, each is told by itself. What they cannot finish in 100 s "
+            "goes back to the queue"
+        )
+    if not count:
+        say(
+            "while jobs wait, an alarm starts instances again within minutes: `bin/deploy suspend` prevents it. Left "
+            "alone, an instance ends itself when it found no job for IdleTimeoutSeconds"
+        )
+    elif "Launch" in plan.group.suspended:
+        say("launching is suspended: nothing starts before `bin/deploy resume`")
+
+
+@deploy.command()
+def suspend(*, stack: StackName = STACK, dry_run: DryRun = False, env_file: EnvFile = None) -> None:
+    """Let no instance start any more; those that run go on, and end themselves when idle."""
+    _hold(stack, env_file, None if dry_run else group.suspend, "suspended")
+
+
+@deploy.command()
+def resume(*, stack: StackName = STACK, dry_run: DryRun = False, env_file: EnvFile = None) -> None:
+    """Let instances start again."""
+    _hold(stack, env_file, None if dry_run else group.resume, "resumed")
+
+
+@deploy.command()
+def logs(
+    *,
+    stack: StackName = STACK,
+    since: Annotated[str, typer.Option(help="How far to look back: 90s, 15m, 2h, 3d.")] = "15m",
+    follow: Annotated[bool, typer.Option("--follow", help="Go on until Ctrl-C.")] = False,
+    pattern: Annotated[
+        str, typer.Option("--filter", help='Filter pattern of CloudWatch Logs, as { $.event = "job_failed" }.')
+    ] = "",
+    env_file: EnvFile = None,
+) -> None:
+    """Print what the workers log, as it is: one JSON object a line."""
+    ours = settings.load(env_file)
+    since_s = worker_logs.parse_span_s(since)
+
+    async def run() -> None:
+        async for line in worker_logs.lines(ours, stack, since_s=since_s, pattern=pattern, follow=follow):
+            sys.stdout.write(line + "\n")
+            sys.stdout.flush()
+
+    asyncio.run(run())
+
+
+@deploy.command()
+def delete(*, stack: StackName = STACK, yes: Yes = False, dry_run: DryRun = False, env_file: EnvFile = None) -> None:
+    """End all instances, then delete the stack; queues with their jobs, and the bucket with its segments, stay."""
+    ours = settings.load(env_file)
+
+    async def run() -> Stack:
+        async with open_account(ours) as account:
+            return await deployment.existing(account, stack)
+
+    found = asyncio.run(run())
+    tell(f"stack {stack} in {ours.aws_region} is {found.status}; its instances, roles, alarms and logs go")
+    if dry_run:
+        say("nothing was changed")
+        return
+    if not yes and typer.prompt("Type the stack's name to delete it", err=True) != stack:
+        raise SettingsError(f"that is not {stack}: nothing was changed")
+    with ExitStack() as bar:
+        kept = asyncio.run(
+            deployment.delete(
+                ours, stack, _Events(bar), lambda left: tell(f"{left} instances end, and give their jobs back")
+            )
+        )
+    say(f"stack {stack} is deleted; kept: {', '.join(kept) or 'nothing'}")
+
+
+def _hold(
+    stack: str,
+    env_file: Path | None,
+    act: Callable[[Account, str, Sequence[str]], Awaitable[None]] | None,
+    done: str,
+) -> None:
+    async def run() -> group.Group:
+        async with open_account(settings.load(env_file)) as account:
+            found = await deployment.group_of(account, stack)
+            if act is not None:
+                await act(account, found.name, group.HELD_BACK)
+            return found
+
+    found = asyncio.run(run())
+    verb = "are" if act is not None else "would be"
+    say(f"{found.name}: {' and '.join(group.HELD_BACK)} {verb} {done}; {len(found.staying)} instances run")
+
+
+class _Events:
+    """A line for each event of the stack, and a bar of the resources that are done."""
+
+    def __init__(self, bar: ExitStack, total: int | None = None) -> None:
+        self._report = bar.enter_context(progress("resources"))
+        self._total = total
+        self._done: set[str] = set()
+
+    def __call__(self, event: Event) -> None:
+        _tell_event(event)
+        if event.status.endswith("_COMPLETE") and not event.is_of_stack:
+            self._done.add(event.logical_id)
+            self._report(len(self._done), self._total)
+
+
+class _Operator:
+    """Who sits at the terminal: a `deployment.Witness`."""
+
+    def __init__(self, what: str, bar: ExitStack, *, asks: bool, declines: bool) -> None:
+        self._what = what
+        self._bar = bar
+        self._asks = asks
+        self._declines = declines
+        self._hear: Callable[[Event], None] = _tell_event
+
+    def approve(self, proposal: Proposal) -> bool:
+        err.print(_changes(proposal))
+        if self._declines or (self._asks and not typer.confirm(f"Go on with {self._what}?", err=True)):
+            return False
+        # Only now: a bar and a question do not share a terminal.
+        self._hear = _Events(self._bar, len(proposal.changes))
+        return True
+
+    def clear(self, leftover: Stack) -> bool:
+        tell(f"{leftover.name} is {leftover.status}, left by a create that failed: it holds nothing, and goes first")
+        return not self._declines
+
+    def hear(self, event: Event) -> None:
+        self._hear(event)
+
+    def say(self, sentence: str) -> None:
+        tell(sentence)
+
+
+def _tell_event(event: Event) -> None:
+    reason = f": {event.reason}" if event.reason and not event.is_of_stack else ""
+    tell(f"{event.status:<20} {event.logical_id} ({event.resource_type}){reason}")
+
+
+def _changes(proposal: Proposal) -> Table:
+    table = Table(title="Changes" if proposal.kind == "UPDATE" else "A new stack")
+    for column in ("action", "resource", "type", "replaced"):
+        table.add_column(column)
+    for change in proposal.changes:
+        table.add_row(change.action, change.logical_id, change.resource_type, change.replacement)
+    return table
+
+
+def _status_lines(found: Status) -> Iterator[str]:
+    yield f"stack {found.stack.name}: {found.stack.status} {found.stack.status_reason}".rstrip()
+    yield f"release {found.release}"
+    if (fleet := found.group) is not None:
+        states = ", ".join(f"{count} {state}" for state, count in sorted(fleet.states.items())) or "none there"
+        yield f"instances: {fleet.desired} wanted of at most {fleet.max_size}; {states}"
+        if found.earlier:
+            yield f"  {found.earlier} run an earlier release, or earlier settings"
+        yield f"  suspended: {', '.join(fleet.suspended) or 'nothing'}"
+    for queue in found.queues:
+        jobs = queue.jobs
+        counts = f"{jobs.visible} waiting, {jobs.in_flight} in flight, {jobs.delayed} delayed"
+        yield f"queue {queue.name}: {counts}; {queue.dead_letters} dead letters"
+    yield f"alarms: {', '.join(found.alarms) or 'none'}"

@@ -1,0 +1,194 @@
+"""A deployment: its release, its stack, its group, brought up to date together, and taken down."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+from stt_async.errors import SettingsError
+from stt_async.fleet import group as groups
+from stt_async.fleet import stack as stacks
+from stt_async.fleet.account import Account, open_account
+from stt_async.fleet.artifact import sha256
+from stt_async.fleet.release import check_buckets, check_queues, is_uploaded, release_key, upload
+from stt_async.fleet.stack import Event, Proposal, Stack
+from stt_async.fleet.template import Template
+from stt_async.settings import Settings
+
+RELEASE = "ArtifactSha256"
+"""Parameter with the release."""
+
+GROUP = "GroupName"
+"""Output with the Auto Scaling group."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """What to deploy."""
+
+    stack: str
+    template: Template
+    given: Mapping[str, str]
+    """Parameters; those of an existing stack stay as they are where none is given."""
+    artifact: Path | None
+    """What `build` made; None for the release that the parameters name."""
+
+
+class Witness(Protocol):
+    """Who is asked and told on the way."""
+
+    def approve(self, proposal: Proposal) -> bool:
+        """Tell whether to go on; asked before anything is changed."""
+
+    def clear(self, leftover: Stack) -> bool:
+        """Tell whether to remove what a failed create left, which stands in the way of a change set."""
+
+    def hear(self, event: Event) -> None:
+        """Hear of an event of the stack."""
+
+    def say(self, sentence: str) -> None:
+        """Hear of anything else."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How it ended, and what stands now."""
+
+    result: Literal["deployed", "unchanged", "declined"]
+    stack: Stack | None
+
+
+async def deploy(settings: Settings, order: Order, witness: Witness) -> Outcome:
+    """Bring a deployment up to date: all checks first, then the change set, then, if approved, release and stack.
+
+    Raises:
+        SettingsError: parameters, buckets, queues or the release are not what they must be.
+        StackError: a resource failed; CloudFormation has rolled back.
+        JobError: AWS is out of reach.
+    """
+    given = _with_release(order)
+    order.template.check(given)
+    async with open_account(settings) as account:
+        stack = await stacks.find(account, order.stack)
+        leftover = stack if stack is not None and stack.status in stacks.LEFTOVERS else None
+        if leftover is not None:
+            stack = None
+        _check_state(stack)
+        values = order.template.values(stack.parameters if stack else {}, given)
+        await check_buckets(account, values, is_new=stack is None)
+        await check_queues(account, values, is_new=stack is None)
+        bucket, release = values["ArtifactBucket"], values[RELEASE]
+        missing = not await is_uploaded(account, bucket, release)
+        if missing and order.artifact is None:
+            raise SettingsError(
+                f"there is no {release_key(release)} in the bucket {bucket}: --build makes and uploads a release, "
+                "--artifact uploads one that `bin/deploy build` made"
+            )
+        if leftover is not None:
+            if not witness.clear(leftover):
+                return Outcome("declined", leftover)
+            await stacks.delete(account, leftover, witness.hear)
+        async with stacks.proposed(account, order.stack, stack, order.template, given) as proposal:
+            if proposal is None:
+                await _hold_zones(account, stack)
+                return Outcome("unchanged", stack)
+            if not witness.approve(proposal):
+                return Outcome("declined", stack)
+            if missing and order.artifact is not None:
+                witness.say(f"uploading the release to s3://{bucket}/{release_key(release)}")
+                await upload(account, bucket, order.artifact, release)
+            stack = await stacks.execute(account, proposal, witness.hear)
+        await _hold_zones(account, stack)
+        return Outcome("deployed", stack)
+
+
+async def delete(
+    settings: Settings, name: str, hear: Callable[[Event], None], ending: Callable[[int], None]
+) -> list[str]:
+    """Take a deployment down: its instances first, which give their jobs back, then the stack.
+
+    Args:
+        settings: The region.
+        name: The stack's.
+        hear: Hears of each event of the stack.
+        ending: Hears how many instances are left, while they end.
+
+    Returns:
+        Logical ids of what the template retains.
+
+    Raises:
+        SettingsError: there is no such stack.
+        StackError: a resource cannot be deleted.
+        JobError: AWS is out of reach, or instances do not end.
+    """
+    kept: list[str] = []
+
+    def heard(event: Event) -> None:
+        if event.status == "DELETE_SKIPPED":
+            kept.append(event.logical_id)
+        hear(event)
+
+    async with open_account(settings) as account:
+        stack = await existing(account, name)
+        group = stack.outputs.get(GROUP)
+        # CloudFormation does not end protected instances: it would wait for them for an hour, and fail.
+        if group is not None and await groups.find(account, group) is not None:
+            await groups.drain(account, group, ending)
+        await stacks.delete(account, stack, heard)
+    return kept
+
+
+async def existing(account: Account, name: str) -> Stack:
+    """Return a stack.
+
+    Raises:
+        SettingsError: there is none of this name.
+    """
+    stack = await stacks.find(account, name)
+    if stack is None:
+        raise SettingsError(
+            f"there is no stack {name} in {account.region}: --stack or STT_STACK says which, AWS_REGION where"
+        )
+    return stack
+
+
+async def group_of(account: Account, name: str) -> groups.Group:
+    """Return the group of a deployment.
+
+    Raises:
+        SettingsError: there is no such stack, or it has none.
+    """
+    stack = await existing(account, name)
+    group = await groups.find(account, stack.outputs[GROUP]) if GROUP in stack.outputs else None
+    if group is None:
+        raise SettingsError(f"stack {name} is {stack.status} and has no Auto Scaling group")
+    return group
+
+
+def _with_release(order: Order) -> dict[str, str]:
+    if order.artifact is None:
+        return dict(order.given)
+    if RELEASE in order.given:
+        raise SettingsError(f"a release is given twice, by --set {RELEASE} and by --artifact or --build: give one")
+    if not order.artifact.is_file():
+        raise SettingsError(f"the artifact {order.artifact} is not there: `bin/deploy build` makes one")
+    return {**order.given, RELEASE: sha256(order.artifact)}
+
+
+def _check_state(stack: Stack | None) -> None:
+    if stack is None or stack.status in stacks.UPDATABLE:
+        return
+    if stack.status.endswith("_IN_PROGRESS"):
+        raise SettingsError(f"stack {stack.name} is {stack.status}: somebody changes it; try again when that is done")
+    raise SettingsError(
+        f"stack {stack.name} is {stack.status} ({stack.status_reason or 'no reason given'}) and takes no changes: "
+        "docs/runbook.md, A deployment fails"
+    )
+
+
+async def _hold_zones(account: Account, stack: Stack | None) -> None:
+    """Keep the group from ending busy instances to even out the zones."""
+    name = stack.outputs.get(GROUP) if stack is not None else None
+    group = await groups.find(account, name) if name is not None else None
+    if group is not None and groups.NEVER not in group.suspended:
+        await groups.suspend(account, group.name, [groups.NEVER])

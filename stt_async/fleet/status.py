@@ -1,0 +1,106 @@
+"""A deployment at one moment: stack, release, instances, queues, alarms."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from stt_async.fleet import group as groups
+from stt_async.fleet.account import Account, open_account
+from stt_async.fleet.deployment import GROUP, RELEASE, existing
+from stt_async.fleet.stack import Stack
+from stt_async.services.queue import Depth, open_queue
+from stt_async.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class QueueStatus:
+    """What a queue and its dead-letter queue hold."""
+
+    name: str
+    jobs: Depth
+    dead_letters: int
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """All of it."""
+
+    stack: Stack
+    group: groups.Group | None
+    queues: Sequence[QueueStatus]
+    alarms: Sequence[str]
+    """Names of those in ALARM."""
+
+    @property
+    def release(self) -> str:
+        """The sha256 that new instances start from."""
+        return self.stack.parameters.get(RELEASE, "")
+
+    @property
+    def earlier(self) -> int:
+        """Instances that run an earlier release, or earlier settings."""
+        return sum(not each.is_current for each in self.group.staying) if self.group is not None else 0
+
+    def facts(self) -> dict[str, Any]:
+        """Return it as JSON, with stable keys."""
+        group = self.group
+        return {
+            "stack": self.stack.name,
+            "status": self.stack.status,
+            "status_reason": self.stack.status_reason,
+            "release": self.release,
+            "group": group.name if group else None,
+            "desired": group.desired if group else 0,
+            "max": group.max_size if group else 0,
+            "instances": group.states if group else {},
+            "earlier_instances": self.earlier,
+            "suspended": list(group.suspended) if group else [],
+            "queues": [
+                {
+                    "name": queue.name,
+                    "waiting": queue.jobs.visible,
+                    "in_flight": queue.jobs.in_flight,
+                    "delayed": queue.jobs.delayed,
+                    "dead_letters": queue.dead_letters,
+                }
+                for queue in self.queues
+            ],
+            "alarms": list(self.alarms),
+        }
+
+
+async def status(settings: Settings, name: str) -> Status:
+    """Look at a deployment.
+
+    Raises:
+        SettingsError: there is no such stack.
+        JobError: AWS is out of reach.
+    """
+    async with open_account(settings) as account:
+        stack = await existing(account, name)
+        names = [stack.outputs[key] for key in ("SplitQueueName", "DownloadQueueName") if key in stack.outputs]
+        return Status(
+            stack,
+            await groups.find(account, stack.outputs[GROUP]) if GROUP in stack.outputs else None,
+            [await _queue(account, each) for each in names],
+            await _alarms(account, stack),
+        )
+
+
+async def _queue(account: Account, name: str) -> QueueStatus:
+    queue = await open_queue(account.sqs, name, account.retry)
+    return QueueStatus(name, await queue.depth(), (await queue.dead_letter_depth()).visible)
+
+
+async def _alarms(account: Account, stack: Stack) -> list[str]:
+    """Return the names of the stack's own alarms that are in ALARM."""
+    resources = await account.call(account.cloudformation.describe_stack_resources, StackName=stack.stack_id)
+    names = [
+        each["PhysicalResourceId"]
+        for each in resources["StackResources"]
+        if each["ResourceType"] == "AWS::CloudWatch::Alarm" and each.get("PhysicalResourceId")
+    ]
+    if not names:
+        return []
+    answer = await account.call(account.cloudwatch.describe_alarms, AlarmNames=names, StateValue="ALARM")
+    return sorted(each["AlarmName"] for each in answer["MetricAlarms"])
