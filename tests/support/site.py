@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from types_aiobotocore_sqs import SQSClient
 
 VISIBILITY_TIMEOUT_S = 30
+_READS_AT_ONCE = 8
+"""Of a thousand segments: who waits for a connection for too long, gives up."""
 
 
 @dataclass(frozen=True)
@@ -145,7 +147,6 @@ class Site:
         """What is held against the invariants; the dead letters are taken for it."""
         await self.take_dead_letters()
         counts = await self.counts()
-        keys = list(await self.objects())
         servers, queues = self.services.servers, self.services.queues
         return Evidence(
             history=self.history,
@@ -159,9 +160,18 @@ class Site:
                 "the secret key of MinIO": servers.objects.reader.secret_key,
                 "the secret key of AWS": servers.objects.owner.secret_key,
             },
-            objects=dict(zip(keys, await asyncio.gather(*map(self.read, keys)), strict=True)),
+            objects=await self._read_all(list(await self.objects())),
             left_in_queue=counts.visible + counts.in_flight,
         )
+
+    async def _read_all(self, keys: Sequence[str]) -> dict[str, bytes]:
+        free = asyncio.Semaphore(_READS_AT_ONCE)
+
+        async def read(key: str) -> bytes:
+            async with free:
+                return await self.read(key)
+
+        return dict(zip(keys, await asyncio.gather(*map(read, keys)), strict=True))
 
     async def _counts(self, url: str) -> Counts:
         said = await self.sqs.get_queue_attributes(
