@@ -1,7 +1,6 @@
 #!/usr/bin/env bash
 # Ends this instance for sure: it powers off, and its launch template terminates what powers off. Its group sees that it
-# is gone and starts another.
-set -uo pipefail
+# is gone and starts another. No `set -e` and the like: nothing may keep it from its last line.
 
 imds=${AWS_EC2_METADATA_SERVICE_ENDPOINT:-http://169.254.169.254}/latest
 if [ -r /etc/stt-async/worker.env ]; then
