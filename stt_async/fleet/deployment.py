@@ -18,8 +18,8 @@ from stt_async.settings import Settings
 RELEASE = "ArtifactSha256"
 """Parameter with the release."""
 
-GROUP = "GroupName"
-"""Output with the Auto Scaling group."""
+GROUP = "SplitGroup"
+"""Logical id of the Auto Scaling group."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,7 +88,8 @@ async def deploy(settings: Settings, order: Order, witness: Witness) -> Outcome:
             if not witness.clear(leftover):
                 return Outcome("declined", leftover)
             await stacks.delete(account, leftover, witness.hear)
-        async with stacks.proposed(account, order.stack, stack, order.template, given) as proposal:
+        kind: stacks.Kind = "CREATE" if stack is None else "UPDATE"
+        async with stacks.proposed(account, order.stack, kind, order.template, values) as proposal:
             if proposal is None:
                 await _hold_zones(account, stack)
                 return Outcome("unchanged", stack)
@@ -130,10 +131,10 @@ async def delete(
 
     async with open_account(settings) as account:
         stack = await existing(account, name)
-        group = stack.outputs.get(GROUP)
+        group = await find_group(account, stack)
         # CloudFormation does not end protected instances: it would wait for them for an hour, and fail.
-        if group is not None and await groups.find(account, group) is not None:
-            await groups.drain(account, group, ending)
+        if group is not None:
+            await groups.drain(account, group.name, ending)
         await stacks.delete(account, stack, heard)
     return kept
 
@@ -152,6 +153,12 @@ async def existing(account: Account, name: str) -> Stack:
     return stack
 
 
+async def find_group(account: Account, stack: Stack) -> groups.Group | None:
+    """Return the group of a stack; None if it has none, yet or any more."""
+    name = (await stacks.resources(account, stack)).get(GROUP)
+    return None if name is None else await groups.find(account, name)
+
+
 async def group_of(account: Account, name: str) -> groups.Group:
     """Return the group of a deployment.
 
@@ -159,7 +166,7 @@ async def group_of(account: Account, name: str) -> groups.Group:
         SettingsError: there is no such stack, or it has none.
     """
     stack = await existing(account, name)
-    group = await groups.find(account, stack.outputs[GROUP]) if GROUP in stack.outputs else None
+    group = await find_group(account, stack)
     if group is None:
         raise SettingsError(f"stack {name} is {stack.status} and has no Auto Scaling group")
     return group
@@ -188,7 +195,6 @@ def _check_state(stack: Stack | None) -> None:
 
 async def _hold_zones(account: Account, stack: Stack | None) -> None:
     """Keep the group from ending busy instances to even out the zones."""
-    name = stack.outputs.get(GROUP) if stack is not None else None
-    group = await groups.find(account, name) if name is not None else None
+    group = None if stack is None else await find_group(account, stack)
     if group is not None and groups.NEVER not in group.suspended:
         await groups.suspend(account, group.name, [groups.NEVER])

@@ -21,6 +21,8 @@ UPDATABLE = frozenset(
     {"CREATE_COMPLETE", "UPDATE_COMPLETE", "UPDATE_ROLLBACK_COMPLETE", "IMPORT_COMPLETE", "IMPORT_ROLLBACK_COMPLETE"}
 )
 
+Kind = Literal["CREATE", "UPDATE"]
+
 _NO_CHANGES = ("didn't contain changes", "No updates are to be performed")
 
 
@@ -71,7 +73,7 @@ class Change:
 class Proposal:
     """A change set that waits to be executed."""
 
-    kind: Literal["CREATE", "UPDATE"]
+    kind: Kind
     stack_id: str
     change_set_id: str
     changes: Sequence[Change]
@@ -99,18 +101,28 @@ async def find(account: Account, name_or_id: str) -> Stack | None:
     )
 
 
+async def resources(account: Account, stack: Stack) -> dict[str, str]:
+    """Return the physical ids of what a stack holds, by the logical ones."""
+    answer = await account.call(account.cloudformation.describe_stack_resources, StackName=stack.stack_id)
+    return {
+        each["LogicalResourceId"]: each["PhysicalResourceId"]
+        for each in answer["StackResources"]
+        if each.get("PhysicalResourceId")
+    }
+
+
 @asynccontextmanager
 async def proposed(
-    account: Account, name: str, stack: Stack | None, template: Template, given: Mapping[str, str]
+    account: Account, name: str, kind: Kind, template: Template, values: Mapping[str, str]
 ) -> AsyncIterator[Proposal | None]:
     """Make a change set for the block to execute; what is not executed by then is removed.
 
     Args:
         account: Where.
         name: The stack's.
-        stack: It, if it exists: its parameters are kept where none is given.
+        kind: Whether it is new.
         template: What it shall be.
-        given: Parameters.
+        values: Of all parameters.
 
     Yields:
         The proposal; None if there is nothing to change.
@@ -119,23 +131,13 @@ async def proposed(
         RejectedError: CloudFormation does not take it.
         StackError: it could not be made.
     """
-    kind: Literal["CREATE", "UPDATE"] = "CREATE" if stack is None else "UPDATE"
-    kept = [] if stack is None else [each for each in stack.parameters if each in template.parameters]
-    token = f"stt-async-{uuid.uuid4().hex}"
-    answer = await account.call(
-        account.cloudformation.create_change_set,
-        StackName=name,
-        ChangeSetName=token,
-        ClientToken=token,
-        ChangeSetType=kind,
-        TemplateBody=template.body,
-        Parameters=[
-            *({"ParameterKey": key, "ParameterValue": value} for key, value in given.items()),
-            *({"ParameterKey": key, "UsePreviousValue": True} for key in kept if key not in given),
-        ],
-        Capabilities=["CAPABILITY_IAM"],
-    )
-    stack_id, change_set_id = answer["StackId"], answer["Id"]
+    try:
+        stack_id, change_set_id = await _ask_for(account, name, kind, template, values)
+    except RejectedError as error:
+        if not any(each in error.message for each in _NO_CHANGES):
+            raise
+        yield None
+        return
     try:
         made, changes = await _made(account, stack_id, change_set_id)
         if made["Status"] != "FAILED":
@@ -213,6 +215,24 @@ async def _last_event_id(account: Account, stack_id: str) -> str | None:
     answer = await account.call(account.cloudformation.describe_stack_events, StackName=stack_id)
     events = answer["StackEvents"]
     return events[0]["EventId"] if events else None
+
+
+async def _ask_for(
+    account: Account, name: str, kind: Kind, template: Template, values: Mapping[str, str]
+) -> tuple[str, str]:
+    """Have CloudFormation make a change set; return the ids of its stack and of itself."""
+    token = f"stt-async-{uuid.uuid4().hex}"
+    answer = await account.call(
+        account.cloudformation.create_change_set,
+        StackName=name,
+        ChangeSetName=token,
+        ClientToken=token,
+        ChangeSetType=kind,
+        TemplateBody=template.body,
+        Parameters=[{"ParameterKey": key, "ParameterValue": value} for key, value in values.items()],
+        Capabilities=["CAPABILITY_IAM"],
+    )
+    return answer["StackId"], answer["Id"]
 
 
 async def _made(account: Account, stack_id: str, change_set_id: str) -> tuple[dict[str, Any], list[Change]]:

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from stt_async.fleet import group as groups
+from stt_async.fleet import stack as stacks
 from stt_async.fleet.account import Account, open_account
-from stt_async.fleet.deployment import GROUP, RELEASE, existing
+from stt_async.fleet.deployment import RELEASE, existing, find_group
 from stt_async.fleet.stack import Stack
 from stt_async.services.queue import Depth, open_queue
 from stt_async.settings import Settings
@@ -78,10 +79,10 @@ async def status(settings: Settings, name: str) -> Status:
     """
     async with open_account(settings) as account:
         stack = await existing(account, name)
-        names = [stack.outputs[key] for key in ("SplitQueueName", "DownloadQueueName") if key in stack.outputs]
+        names = [stack.parameters[key] for key in ("SplitQueueName", "DownloadQueueName") if key in stack.parameters]
         return Status(
             stack,
-            await groups.find(account, stack.outputs[GROUP]) if GROUP in stack.outputs else None,
+            await find_group(account, stack),
             [await _queue(account, each) for each in names],
             await _alarms(account, stack),
         )
@@ -94,13 +95,8 @@ async def _queue(account: Account, name: str) -> QueueStatus:
 
 async def _alarms(account: Account, stack: Stack) -> list[str]:
     """Return the names of the stack's own alarms that are in ALARM."""
-    resources = await account.call(account.cloudformation.describe_stack_resources, StackName=stack.stack_id)
-    names = [
-        each["PhysicalResourceId"]
-        for each in resources["StackResources"]
-        if each["ResourceType"] == "AWS::CloudWatch::Alarm" and each.get("PhysicalResourceId")
-    ]
-    if not names:
-        return []
-    answer = await account.call(account.cloudwatch.describe_alarms, AlarmNames=names, StateValue="ALARM")
-    return sorted(each["AlarmName"] for each in answer["MetricAlarms"])
+    ours = set((await stacks.resources(account, stack)).values())
+    found: list[str] = []
+    async for page in account.pages(account.cloudwatch.describe_alarms, StateValue="ALARM"):
+        found += [each["AlarmName"] for each in page["MetricAlarms"] if each["AlarmName"] in ours]
+    return sorted(found)

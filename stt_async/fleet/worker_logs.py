@@ -8,7 +8,11 @@ from collections.abc import AsyncIterator
 from stt_async.errors import SettingsError
 from stt_async.fleet.account import open_account
 from stt_async.fleet.deployment import existing
+from stt_async.fleet.stack import resources
 from stt_async.settings import Settings
+
+GROUP = "Logs"
+"""Logical id of the log group."""
 
 POLL_INTERVAL_S = 3.0
 
@@ -45,10 +49,10 @@ async def lines(settings: Settings, stack: str, *, since_s: float, pattern: str,
         JobError: AWS is out of reach.
     """
     async with open_account(settings) as account:
-        outputs = (await existing(account, stack)).outputs
-        if "LogGroupName" not in outputs:
-            raise SettingsError(f"stack {stack} has no log group yet")
-        wanted = {"logGroupName": outputs["LogGroupName"]} | ({"filterPattern": pattern} if pattern else {})
+        group = (await resources(account, await existing(account, stack))).get(GROUP)
+        if group is None:
+            raise SettingsError(f"stack {stack} has no log group")
+        wanted = {"logGroupName": group} | ({"filterPattern": pattern} if pattern else {})
         start_s = time.time() - since_s
         seen: dict[str, float] = {}
         while True:

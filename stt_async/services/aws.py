@@ -18,6 +18,7 @@ from botocore.exceptions import (
     ProxyConnectionError,
     SSLError,
 )
+from botocore.parsers import ResponseParserError
 
 from stt_async.errors import (
     UNREACHABLE,
@@ -121,7 +122,8 @@ def translated(service: str) -> Iterator[None]:
         raise OutageError("no_credentials", f"{service}: no usable AWS credentials ({error})") from error
     except (EndpointConnectionError, ConnectTimeoutError, ProxyConnectionError, SSLError) as error:
         raise OutageError(UNREACHABLE, f"{service} is out of reach: {error}") from error
-    except (BotoCoreError, aiohttp.ClientError, OSError) as error:  # aiohttp's: of a body that breaks off
+    # aiohttp's: of a body that breaks off. The parser's: of an answer that is not the service's, but a proxy's page.
+    except (BotoCoreError, ResponseParserError, aiohttp.ClientError, OSError) as error:
         raise TransientError("connection_broken", f"{service}: {str(error) or type(error).__name__}") from error
 
 
