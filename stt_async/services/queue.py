@@ -21,6 +21,12 @@ BATCH = 10
 
 _LOST = frozenset({"MessageNotInflight", "ReceiptHandleIsInvalid", "InvalidParameterValue"})
 _ATTRIBUTE_CHARACTERS = 1000
+_ATTRIBUTES_BYTES = 8 * 1024
+"""More than all attributes of a copy take, at four bytes a character."""
+
+_MESSAGE_BYTES = (256 * 1024, 1024 * 1024)
+"""Body and attributes of a message, at most: of a queue made before August 2025, and of one made since (AWS, "Amazon
+SQS message quotas"). Which one this is, nobody needs to be asked: a dead-letter queue takes what its queue took."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +137,9 @@ class JobQueue:
     async def dead_letter(self, message: Message, error: JobError) -> None:
         """Copy a message to the dead-letter queue, body unchanged, with the reason as attributes; then delete it.
 
+        Of a body that leaves no room for the reason the beginning is copied, and `body_bytes` says how long it was (a
+        job has 64 KiB at most): else SQS would refuse the copy until it redrives the message without a word.
+
         Should the delete fail, the job comes again and is dead-lettered twice: a duplicate, never a loss.
         """
         reason = {
@@ -140,7 +149,11 @@ class JobQueue:
             "receive_count": str(message.receive_count),
             "message_id": message.message_id,
         }
-        await self._retry(self._send_dead_letter, message.body, reason)
+        body, written = message.body, message.body.encode(errors="surrogatepass")
+        room = next((most for most in _MESSAGE_BYTES if len(written) <= most), _MESSAGE_BYTES[-1]) - _ATTRIBUTES_BYTES
+        if len(written) > room:
+            body, reason["body_bytes"] = written[:room].decode(errors="ignore"), str(len(written))
+        await self._retry(self._send_dead_letter, body, reason)
         await self.delete(message)
 
     async def send(self, bodies: Sequence[str]) -> None:
