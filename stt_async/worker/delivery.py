@@ -102,7 +102,8 @@ class Deliveries:
         delivery = self.under_way[task]
         if not delivery.given_up:
             delivery.given_up, delivery.rest_s = True, rest_s
-            task.cancel()
+            # Not at once: a task that is cancelled before its first step never runs, and its message would stay hidden.
+            asyncio.get_running_loop().call_soon(task.cancel)
 
     def _start(self, message: Message) -> None:
         delivery = Delivery(message, time.monotonic())
@@ -116,23 +117,21 @@ class Deliveries:
 
     async def _see_through(self, delivery: Delivery) -> None:
         """Do one job, then settle its message. By then its heartbeat has stopped."""
-        message = delivery.message
-        structlog.contextvars.bind_contextvars(
-            message_id=message.message_id, receive_count=message.receive_count, queue_wait_s=message.queue_wait_s
-        )
+        message, outcome = delivery.message, None
+        _bind(message)
         try:
             async with self._leases.hold(message) as delivery.lease:
                 outcome = await self._do(delivery, delivery.lease)
         except LeaseLostError as error:
             self._tell("job_lease_lost", error=str(error))
         except asyncio.CancelledError:
-            await to_the_end(self._part_with(delivery))
+            # Done already, it only waited for the end of its last heartbeat.
+            await to_the_end(self._conclude(delivery, outcome) if outcome else self._part_with(delivery))
             raise
         except JobError as error:
             await to_the_end(self._fail(message, error))
         else:
-            self._tell(outcome.event, seconds=round(time.monotonic() - delivery.started_s, 3), **outcome.facts)
-            await to_the_end(self._settle(self._queue.delete(message)))
+            await to_the_end(self._conclude(delivery, outcome))
 
     async def _do(self, delivery: Delivery, lease: Lease) -> Outcome:
         """Run the job: once, but on its last receive as often as an outage is what it fails by.
@@ -181,6 +180,11 @@ class Deliveries:
                 self.give_up(task, rest_s=self._rest_s())
         return OutageError(error.code, error.message)
 
+    async def _conclude(self, delivery: Delivery, outcome: Outcome) -> None:
+        """Delete the message of a job that is done."""
+        self._tell(outcome.event, seconds=round(time.monotonic() - delivery.started_s, 3), **outcome.facts)
+        await self._settle(self._queue.delete(delivery.message))
+
     async def _fail(self, message: Message, error: JobError) -> None:
         """Dead-letter what will never work, and what was tried for the last time; let the rest come again later."""
         facts = {"failure": error.failure, "code": error.code, "error": error.message}
@@ -193,17 +197,21 @@ class Deliveries:
             await self._settle(self._queue.release(message, after_s=after_s))
 
     async def _part_with(self, delivery: Delivery) -> None:
-        """Settle the message of a job that was cancelled.
-
-        Released on its last receive, SQS would redrive it without a word. Of one that waits for an outage we know why.
-        """
-        if delivery.waits_for is not None:
+        """Settle the message of a job that was cancelled."""
+        if delivery.lease is not None and delivery.lease.lost is not None:
+            self._tell("job_lease_lost", error=delivery.lease.lost)
+        elif delivery.waits_for is not None:
             await self._fail(delivery.message, delivery.waits_for)
         else:
             await self._release(delivery.message, delivery.rest_s)
 
     async def _release(self, message: Message, rest_s: int) -> None:
-        self._tell("job_released", message_id=message.message_id, after_s=rest_s)
+        """Give a message back; on its last receive SQS would redrive it without a word, so we do, with one."""
+        _bind(message)
+        if self._is_last(message):
+            await self._fail(message, TransientError("stopped", "its worker stopped before it was done"))
+            return
+        self._tell("job_released", after_s=rest_s)
         await self._settle(self._queue.release(message, after_s=rest_s))
 
     async def _settle(self, call: Coroutine[Any, Any, None]) -> None:
@@ -224,3 +232,10 @@ class Deliveries:
     def _tell(self, event: str, **facts: Any) -> None:
         self.tally[event] += 1
         _log.info(event, **facts)
+
+
+def _bind(message: Message) -> None:
+    """Name a message in all log lines of this task."""
+    structlog.contextvars.bind_contextvars(
+        message_id=message.message_id, receive_count=message.receive_count, queue_wait_s=message.queue_wait_s
+    )
