@@ -105,9 +105,11 @@ def _locked_wheels(lock: Path, out_dir: Path, torch_index: str | None) -> list[P
     """Return the wheels of a lock; downloaded, if not by an earlier build."""
     kept = out_dir / f"wheels-{sha256(lock)[:12]}"
     if not kept.is_dir():
-        with tempfile.TemporaryDirectory(dir=out_dir, prefix="wheels-") as scratch:
+        with tempfile.TemporaryDirectory(dir=out_dir, prefix="download-") as scratch:
             downloaded = Path(scratch) / "all"
             _download(lock, downloaded, torch_index)
+            for of_another_lock in out_dir.glob("wheels-*"):
+                shutil.rmtree(of_another_lock)
             downloaded.rename(kept)
     wheels = sorted(kept.iterdir())
     known = lock.read_text()

@@ -57,6 +57,17 @@ async def test_without_an_index_it_says_which_wheel_is_missing(tmp_path: Path) -
     assert not list(tmp_path.iterdir())
 
 
+async def test_wheels_of_an_older_lock_go_once_those_of_the_new_one_are_there(tmp_path: Path) -> None:
+    older = tmp_path / "wheels-of-an-older-lock"
+    older.mkdir()
+    nothing = {"PIP_NO_INDEX": "1", "PIP_CONFIG_FILE": os.devnull}
+    await run_command("deploy", "build", "--out", str(tmp_path), environment=nothing)
+    assert older.is_dir(), "nothing has come in its place"
+    done = await run_command("deploy", "build", "--out", str(tmp_path), environment={}, timeout_s=300.0)
+    assert done.returncode == 0, done.stderr
+    assert not older.exists()
+
+
 def test_a_damaged_wheel_is_found_before_an_instance_finds_it(tmp_path: Path, artifact: Artifact) -> None:
     (kept,) = artifact.file.parent.glob("wheels-*")
     copy = tmp_path / kept.name
