@@ -69,6 +69,16 @@ class Scaling:
         staying = self.group.staying
         return staying[: max(0, len(staying) - self.count)]
 
+    @property
+    def desired(self) -> int:
+        """What the group is to want, before any instance ends: no more than now, unless it is to grow."""
+        return max(self.count, min(self.group.desired, len(self.group.staying)))
+
+    @property
+    def surplus(self) -> int:
+        """How many of the instances the group does not even want: these end without its wanting one less."""
+        return max(0, len(self.group.staying) - self.desired)
+
 
 async def find(account: Account, name: str) -> Group | None:
     """Return the group; None if there is none of this name."""
@@ -106,20 +116,19 @@ async def scale(account: Account, plan: Scaling) -> None:
     """Come to a size. Instances to end give their jobs back first: their hook tells their workers."""
     # Not SetDesiredCapacity alone: instances are protected from it; and one that later ends itself would be refused
     # ("would violate group's min size constraint") once the group wants none.
-    desired = plan.count + len(plan.ends)
-    if desired != plan.group.desired:
+    if plan.desired != plan.group.desired:
         await account.call(
             account.autoscaling.set_desired_capacity,
             AutoScalingGroupName=plan.group.name,
-            DesiredCapacity=desired,
+            DesiredCapacity=plan.desired,
             HonorCooldown=False,
         )
-    for instance in plan.ends:
+    for number, instance in enumerate(plan.ends):
         try:
             await account.call(
                 account.autoscaling.terminate_instance_in_auto_scaling_group,
                 InstanceId=instance.instance_id,
-                ShouldDecrementDesiredCapacity=True,
+                ShouldDecrementDesiredCapacity=number >= plan.surplus,
             )
         except RejectedError:
             # Perhaps it has ended itself meanwhile, and the group wants one less already.

@@ -70,7 +70,7 @@ def read_template(file: Path) -> Template:
         parameters = yaml.safe_load(yaml.serialize(declared[0])) if declared else {}
     except OSError as error:
         raise SettingsError(f"cannot read the template {file}: {error.strerror}") from error
-    except (yaml.YAMLError, AttributeError, ValueError) as error:
+    except (yaml.YAMLError, AttributeError, TypeError, ValueError) as error:
         raise SettingsError(f"{file} is no CloudFormation template: {error}") from error
     size_bytes = len(body.encode())
     if size_bytes > MAX_BYTES:
