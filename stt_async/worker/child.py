@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import resource
 import signal
+import socket
 import traceback
 from collections.abc import Callable
 from concurrent.futures import Executor
@@ -136,8 +137,14 @@ class Child:
         """Kill it, if it still lives, and return its exit status. Blocks until it is gone."""
         self.idle = False
         self._process.kill()
+        self._hang_up()
         self._process.join(EXIT_TIMEOUT_S)
         return self._process.exitcode
+
+    def _hang_up(self) -> None:
+        """Let the thread that waits for its answer go, even if the kernel does not let go of the process."""
+        with socket.socket(fileno=os.dup(self._pipe.fileno())) as line:
+            line.shutdown(socket.SHUT_RDWR)
 
     async def _receive(self, timeout_s: float, *, in_job: bool) -> Any:
         try:

@@ -129,8 +129,10 @@ class Pool:
     @asynccontextmanager
     async def _child(self) -> AsyncIterator[Child]:
         """Lend a child, of those that are idle the one that is so for longest; one that comes back busy is ended."""
-        # Forked to the end even when cancelled: a child that nobody knows could not be ended.
-        child = self._idle.popleft() if self._idle else await to_the_end(asyncio.to_thread(self._fork))
+        while not self._idle:
+            # To the end even when cancelled: the child is the next one's then.
+            await to_the_end(asyncio.to_thread(self._fork))
+        child = self._idle.popleft()
         try:
             if not child.idle:
                 await child.ready()
@@ -151,13 +153,13 @@ class Pool:
         async with self._child():
             pass
 
-    def _fork(self) -> Child:
+    def _fork(self) -> None:
         try:
             child = Child(self._child_max_bytes, self._threads)
         except (OSError, EOFError) as error:
             raise ChildLostError("not_started", pid=None, exit_status=None, in_job=False) from error
         self._children.add(child)
-        return child
+        self._idle.append(child)
 
 
 def split_timeout_s(source_bytes: int, bytes_s: float | None, job_timeout_s: float) -> float:

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from threading import Barrier, Event
 
 import psutil
 import pytest
@@ -134,6 +135,52 @@ async def test_cancelled_job_ends_its_child_and_no_other(pool: Pool) -> None:
     assert len(children() & before) == len(before) - 1
     assert await neighbour in before
     assert await pool._call(60.0, answer) == 42
+
+
+async def test_job_cancelled_while_its_child_is_forked_leaves_the_child_to_the_next(
+    pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forking, go, fork = Event(), Event(), pool._fork
+
+    def slow_fork() -> None:
+        forking.set()
+        go.wait()
+        fork()
+
+    monkeypatch.setattr(pool, "_fork", slow_fork)
+    monkeypatch.setattr("stt_async.worker.child.RECYCLE_AFTER_JOBS", 1)
+    await asyncio.gather(*(pool._call(60.0, take, 0.1) for _ in range(2)))
+    waiting = asyncio.create_task(pool._call(60.0, answer))
+    await wait_until(forking.is_set, what="a fork under way")
+    waiting.cancel()
+    go.set()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    monkeypatch.undo()
+    assert await pool._call(60.0, answer) == 42
+    assert len(pool._children) == 1
+
+
+async def test_process_that_the_kernel_does_not_let_go_of_holds_up_nobody(
+    pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stt_async.worker.child.EXIT_TIMEOUT_S", 0.1)
+    working = asyncio.create_task(pool._call(60.0, loop_for_ever))
+    await wait_until(lambda: len(pool._idle) == 1, what="one child to be busy")
+    [stuck] = pool._children - set(pool._idle)
+    with monkeypatch.context() as undone:
+        undone.setattr(stuck._process, "kill", lambda: None)
+        working.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await working
+        # The thread that waited for its answer has to be free, or its place in the pool is not.
+        together = Barrier(2)
+        loop = asyncio.get_running_loop()
+        try:
+            await asyncio.gather(*(loop.run_in_executor(pool._threads, together.wait, 10.0) for _ in range(2)))
+        finally:
+            undone.undo()
+            stuck.end()
 
 
 @pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGSTOP])
