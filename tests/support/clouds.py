@@ -61,6 +61,15 @@ class Cloud:
         )
         return client
 
+    def environment(self) -> dict[str, str]:
+        """What a command needs to speak to it."""
+        return {
+            "AWS_ENDPOINT_URL": self.url,
+            "AWS_REGION": REGION,
+            "AWS_ACCESS_KEY_ID": _KEYS.access_key,
+            "AWS_SECRET_ACCESS_KEY": _KEYS.secret_key,
+        }
+
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def moto(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Cloud]:
