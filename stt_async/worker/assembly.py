@@ -16,6 +16,7 @@ from stt_async.tasks import unless
 from stt_async.worker.breaker import Breaker
 from stt_async.worker.daemon import Daemon, stop_when_empty
 from stt_async.worker.delivery import Deliveries
+from stt_async.worker.footprint import Footprints
 from stt_async.worker.interruption import Interruptions
 from stt_async.worker.lag import watch_lag
 from stt_async.worker.lease import Leases
@@ -99,6 +100,7 @@ async def _open_pipeline(settings: Settings, services: Connections, stack: Async
         pool=await stack.enter_async_context(open_pool(settings)),
         params=settings.split_params,
         limits=settings.limits,
+        footprints=Footprints(settings.limits),
         output_bucket=settings.output_bucket,
         source_buckets=settings.source_buckets,
     )

@@ -18,6 +18,7 @@ from stt_async.services.sink import Sink, Standing
 from stt_async.services.source import Source
 from stt_async.services.trail import STARTED, Breadcrumb, Trail
 from stt_async.tasks import together
+from stt_async.worker.footprint import Footprints
 from stt_async.worker.lease import Lease
 from stt_async.worker.pool import Pool, Split
 from stt_async.worker.rates import Rates
@@ -45,6 +46,7 @@ class SplitPipeline:
     limits: SplitLimits
     output_bucket: str
     source_buckets: frozenset[str]
+    footprints: Footprints
     rates: Rates = field(default_factory=Rates)
 
     def seconds_needed(self, body: str) -> float | None:
@@ -72,7 +74,7 @@ class SplitPipeline:
             return Outcome("job_skipped", {"segments": done.total_segments})
 
         times = StageTimes()
-        async with self.scratch.room(job.source_size) as folder:
+        async with self.scratch.room(self.footprints.bytes_needed(job.source_key, job.source_size)) as folder:
             with times.stage("fetch"):
                 fetched = await self.source.fetch(job, folder / "source")
             lease.fetched = True
@@ -80,6 +82,12 @@ class SplitPipeline:
             times.add("split", split.started_s, split.ended_s)
             scratch_used_percent = self.scratch.used_percent()
             manifest = build(job, split.result, params, source_etag=fetched.etag, processed_at=datetime.now(UTC))
+            self.footprints.add(
+                job.source_key,
+                source_bytes=manifest.recording.source_bytes,
+                decoded_s=manifest.recording.decoded_duration_s,
+                segment_bytes=_segment_bytes(manifest),
+            )
             with times.stage("put"):
                 await together(
                     self.sink.put(folder / "out" / name, job.output_prefix + name) for name in manifest.object_names()
@@ -148,12 +156,16 @@ def _facts(manifest: Manifest) -> dict[str, Any]:
     return {
         "status": manifest.status,
         "segments": manifest.total_segments,
-        "segment_bytes": sum(segment.bytes for segment in manifest.segments),
+        "segment_bytes": _segment_bytes(manifest),
         "duration_s": manifest.recording.decoded_duration_s,
         "speech_s": manifest.speech_s,
         "truncated": manifest.recording.truncated,
         "source_bytes": manifest.recording.source_bytes,
     }
+
+
+def _segment_bytes(manifest: Manifest) -> int:
+    return sum(segment.bytes for segment in manifest.segments)
 
 
 def _settled(standing: Standing, job: SplitJob, params: SplitParams) -> Manifest | None:

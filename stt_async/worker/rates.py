@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from statistics import median
 
+from stt_async.job import AUDIO_SUFFIXES
+
 ENOUGH = 3
 """Jobs of a kind; fewer tell nothing."""
 
@@ -30,11 +32,11 @@ class Rates:
 
     def add(self, key: str, *, source_bytes: int, busy_s: float, waited_s: float) -> None:
         """Learn from a job done: `busy_s` on its stages, `waited_s` between them for its turn."""
-        self._done.setdefault(_kind(key), deque(maxlen=LAST)).append(_Done(source_bytes, busy_s, waited_s))
+        self._done.setdefault(kind(key), deque(maxlen=LAST)).append(_Done(source_bytes, busy_s, waited_s))
 
     def seconds_needed(self, key: str, source_bytes: int | None) -> float | None:
         """Return how long such a job takes from its receive to its end; None: unknown."""
-        done = self._done.get(_kind(key), ())
+        done = self._done.get(kind(key), ())
         total_bytes = sum(job.source_bytes for job in done)
         if source_bytes is None or len(done) < ENOUGH or not total_bytes:
             return None
@@ -44,5 +46,7 @@ class Rates:
         return median(job.waited_s for job in done) + source_bytes * busy_s_per_byte
 
 
-def _kind(key: str) -> str:
-    return PurePosixPath(key).suffix.lower()
+def kind(key: str) -> str:
+    """Return the suffix of a key; all that are no recording's are one kind, or there would be no end of them."""
+    suffix = PurePosixPath(key).suffix.lower()
+    return suffix if suffix in AUDIO_SUFFIXES else ""

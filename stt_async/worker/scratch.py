@@ -17,13 +17,6 @@ from stt_async.worker.budget import Budget
 
 _log = structlog.get_logger()
 
-SCRATCH_PER_SOURCE_BYTE = 8
-"""A recording's room, estimated from its size: 64 kbit/s mp3 becomes four times its size as 16 kHz 16 bit PCM and
-about twice as FLAC segments; the rest is margin for lower bit rates."""
-
-UNKNOWN_SOURCE_BYTES = 64 * 1024**2
-"""Taken for a recording whose job does not tell its size."""
-
 SHARE_OF_FREE_DISK = 0.8
 
 
@@ -35,13 +28,12 @@ class Scratch:
         self._budget_bytes = Budget(max_bytes)
 
     @asynccontextmanager
-    async def room(self, source_bytes: int | None) -> AsyncIterator[Path]:
-        """Wait, first come first served, until a recording of this size fits; yield an empty folder for it.
+    async def room(self, needed_bytes: int) -> AsyncIterator[Path]:
+        """Wait, first come first served, until there is so much space; yield an empty folder in it.
 
         One that would never fit waits until it has the whole space to itself. The folder is removed at the end. A full
         disk halves what is let in together; each job that ends well widens it again.
         """
-        needed_bytes = (source_bytes or UNKNOWN_SOURCE_BYTES) * SCRATCH_PER_SOURCE_BYTE
         async with self._budget_bytes.take(needed_bytes):
             try:
                 with self._room_folder() as folder:

@@ -7,14 +7,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import pytest
 import pytest_asyncio
+import soundfile
 
 from stt_async import settings
 from stt_async.errors import LeaseLostError, WorkerLostError
 from stt_async.params import SplitLimits, SplitParams
 from stt_async.services.connections import Connections, connect
 from stt_async.services.queue import Message
+from stt_async.worker.footprint import Footprints
 from stt_async.worker.lease import Leases
 from stt_async.worker.pipeline import Outcome, SplitPipeline
 from stt_async.worker.pool import Split, open_pool
@@ -60,15 +63,15 @@ async def pipeline(services: Connections, site: Site, tmp_path: Path) -> AsyncIt
             limits=SplitLimits(),
             output_bucket=site.services.output_bucket,
             source_buckets=frozenset({site.services.source_bucket}),
+            footprints=Footprints(SplitLimits()),
         )
 
 
-async def attempt(pipeline: SplitPipeline, site: Site, number: int, *, age_s: float = 0.0) -> Outcome:
-    """Run the job of speech.wav as of its receive of this number."""
-    body = (
-        f'{{"job_id": "split-1", "raw_audio_path": "{site.services.source_bucket}/speech.wav",'
-        f' "output_prefix": "speech.wav"}}'
-    )
+async def attempt(
+    pipeline: SplitPipeline, site: Site, number: int, *, key: str = "speech.wav", age_s: float = 0.0
+) -> Outcome:
+    """Run the job of a recording as of its receive of this number."""
+    body = f'{{"job_id": "split-1", "raw_audio_path": "{site.services.source_bucket}/{key}", "output_prefix": "{key}"}}'
     message = Message("message-1", "handle", body, number, time.monotonic() - age_s)
     async with Leases(cast("Any", None), VISIBILITY_TIMEOUT_S).hold(message) as lease:
         return await pipeline.run(lease)
@@ -106,3 +109,14 @@ async def test_job_does_not_commit_when_its_lease_may_run_out_meanwhile(
     with pytest.raises(LeaseLostError):
         await attempt(pipeline, site, 1, age_s=VISIBILITY_TIMEOUT_S * 0.95)
     assert not await site.manifests()
+
+
+async def test_a_recording_of_low_bit_rate_leaves_more_room_for_the_next_of_its_kind(
+    pipeline: SplitPipeline, site: Site, tmp_path: Path
+) -> None:
+    quiet = tmp_path / "quiet.flac"
+    soundfile.write(quiet, np.zeros(60 * 16_000, np.int16), 16_000)
+    await site.put_recordings({"quiet.flac": quiet})
+    await attempt(pipeline, site, 1, key="quiet.flac")
+    took_bytes = 60 * 16_000 * 2 + quiet.stat().st_size
+    assert pipeline.footprints.bytes_needed("next.flac", quiet.stat().st_size) >= took_bytes - 1

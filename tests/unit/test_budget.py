@@ -7,7 +7,7 @@ import pytest
 
 from stt_async.errors import DISK_FULL, PermanentError, TransientError
 from stt_async.worker.budget import Budget
-from stt_async.worker.scratch import SCRATCH_PER_SOURCE_BYTE, Scratch
+from stt_async.worker.scratch import Scratch
 
 
 async def most_at_once(budget: Budget, units: int, guests: int) -> int:
@@ -57,7 +57,7 @@ async def test_shrunk_under_what_is_out_it_waits_for_that_and_still_serves_the_l
     ("error", "share"), [(TransientError(DISK_FULL, "full"), 0.5), (PermanentError("not_audio", "html"), 1.0)]
 )
 async def test_full_disk_halves_what_scratch_lets_in(tmp_path: Path, error: Exception, share: float) -> None:
-    most_bytes = 100 * SCRATCH_PER_SOURCE_BYTE
+    most_bytes = 100
     scratch = Scratch(tmp_path, most_bytes)
     with pytest.raises(type(error)):
         async with scratch.room(10):

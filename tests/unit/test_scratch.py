@@ -15,32 +15,32 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stt_async.errors import TransientError
-from stt_async.worker.scratch import SCRATCH_PER_SOURCE_BYTE, UNKNOWN_SOURCE_BYTES, Scratch, open_scratch
+from stt_async.worker.scratch import Scratch, open_scratch
 from tests.unit.fakes import PATIENCE_S, until
 
-MAX_SOURCE_BYTES = 100
+MOST_BYTES = 100
 ENDINGS = ("leave", "fail", "cancel")
 
 
 @pytest.fixture
 def scratch(tmp_path: Path) -> Scratch:
-    """Room for recordings of 100 bytes together."""
-    return Scratch(tmp_path, MAX_SOURCE_BYTES * SCRATCH_PER_SOURCE_BYTE)
+    """Room for 100 bytes."""
+    return Scratch(tmp_path, MOST_BYTES)
 
 
 class Guest:
     """Takes a room, and stays in it until told to leave."""
 
-    def __init__(self, scratch: Scratch, source_bytes: int | None, entered: list["Guest"]) -> None:
+    def __init__(self, scratch: Scratch, needed_bytes: int, entered: list["Guest"]) -> None:
         self._scratch = scratch
-        self._source_bytes = source_bytes
+        self._needed_bytes = needed_bytes
         self._entered = entered
         self._leave = asyncio.Event()
         self.folder: Path | None = None
         self.task = asyncio.create_task(self._stay())
 
     async def _stay(self) -> None:
-        async with self._scratch.room(self._source_bytes) as self.folder:
+        async with self._scratch.room(self._needed_bytes) as self.folder:
             self._entered.append(self)
             await self._leave.wait()
 
@@ -74,15 +74,14 @@ async def test_who_gives_up_waiting_lets_the_next_in(scratch: Scratch) -> None:
     await until(lambda: entered == [first, small])
     await first.leave()
     await small.leave()
-    whole = Guest(scratch, MAX_SOURCE_BYTES, entered)
+    whole = Guest(scratch, MOST_BYTES, entered)
     await until(lambda: whole in entered)
     await whole.leave()
 
 
-@pytest.mark.parametrize("source_bytes", [MAX_SOURCE_BYTES * 1000, None], ids=["too large", "of unknown size"])
-async def test_one_that_never_fits_has_the_whole_space_to_itself(scratch: Scratch, source_bytes: int | None) -> None:
+async def test_one_that_never_fits_has_the_whole_space_to_itself(scratch: Scratch) -> None:
     entered: list[Guest] = []
-    small, huge, after = (Guest(scratch, size, entered) for size in (1, source_bytes, 1))
+    small, huge, after = (Guest(scratch, size, entered) for size in (1, MOST_BYTES * 1000, 1))
     await _settled()
     assert entered == [small]
     await small.leave()
@@ -92,16 +91,6 @@ async def test_one_that_never_fits_has_the_whole_space_to_itself(scratch: Scratc
     await huge.leave()
     await until(lambda: after in entered)
     await after.leave()
-
-
-async def test_the_size_of_an_unknown_recording_is_assumed(tmp_path: Path) -> None:
-    scratch = Scratch(tmp_path, 3 * UNKNOWN_SOURCE_BYTES * SCRATCH_PER_SOURCE_BYTE)
-    entered: list[Guest] = []
-    guests = [Guest(scratch, None, entered) for _ in range(4)]
-    await _settled()
-    assert len(entered) == 3
-    for guest in guests:
-        await guest.leave()
 
 
 @given(
@@ -117,11 +106,10 @@ def test_the_budget_is_never_exceeded_and_all_of_it_comes_back(
     async def visit(scratch: Scratch, size: int, ending: str) -> None:
         nonlocal used
         async with scratch.room(size):
-            # 0 bytes are taken for unknown, and what is larger than all of it takes all of it.
-            taken = min(MAX_SOURCE_BYTES, size or MAX_SOURCE_BYTES)
+            taken = min(MOST_BYTES, size)  # what is larger than all of it takes all of it
             used += taken
             try:
-                assert used <= MAX_SOURCE_BYTES
+                assert used <= MOST_BYTES
                 for _ in range(rng.randrange(3)):
                     await asyncio.sleep(0)
                 if ending == "fail":
@@ -130,7 +118,7 @@ def test_the_budget_is_never_exceeded_and_all_of_it_comes_back(
                 used -= taken
 
     async def run() -> None:
-        scratch = Scratch(folder, MAX_SOURCE_BYTES * SCRATCH_PER_SOURCE_BYTE)
+        scratch = Scratch(folder, MOST_BYTES)
         tasks = [asyncio.create_task(visit(scratch, *guest)) for guest in guests]
         for task, (_, ending) in zip(tasks, guests, strict=True):
             if ending == "cancel":
@@ -139,7 +127,7 @@ def test_the_budget_is_never_exceeded_and_all_of_it_comes_back(
                 task.cancel()
         async with asyncio.timeout(PATIENCE_S):
             results = await asyncio.gather(*tasks, return_exceptions=True)
-            async with scratch.room(MAX_SOURCE_BYTES):
+            async with scratch.room(MOST_BYTES):
                 pass
         expected = (ZeroDivisionError, asyncio.CancelledError)
         assert all(result is None or isinstance(result, expected) for result in results)
