@@ -152,15 +152,11 @@ def parse_split_job(body: str, *, output_bucket: str, source_buckets: Iterable[s
         job = SplitJob.model_validate(data)
     except ValidationError as error:
         reasons = "; ".join(_sentence(e) for e in error.errors())
-        raise PermanentError("invalid_job", reasons[:MAX_REASON_CHARACTERS]) from error
+        raise _invalid(reasons) from error
     if job.output_bucket != output_bucket:
-        raise PermanentError(
-            "invalid_job", f"output_bucket: is {job.output_bucket!r}; this worker writes to {output_bucket!r} alone"
-        )
+        raise _invalid(f"output_bucket: this worker writes to {output_bucket!r} alone; it is {job.output_bucket!r}")
     if job.source_bucket not in (allowed := sorted(source_buckets)):
-        raise PermanentError(
-            "invalid_job", f"source_bucket: is {job.source_bucket!r}, not among the allowed {', '.join(allowed)}"
-        )
+        raise _invalid(f"source_bucket: the allowed are {', '.join(allowed)}; it is {job.source_bucket!r}")
     return job
 
 
@@ -168,6 +164,10 @@ def split_job_id(source_bucket: str, source_key: str, params: SplitParams) -> st
     """Return the identity of a split job: the same recording with the same parameters is the same job."""
     name = f"{source_bucket}\0{source_key}\0{params.digest()}"
     return f"split-{hashlib.sha256(name.encode()).hexdigest()[:24]}"
+
+
+def _invalid(reason: str) -> PermanentError:
+    return PermanentError("invalid_job", reason[:MAX_REASON_CHARACTERS])
 
 
 def _sentence(error: Any) -> str:

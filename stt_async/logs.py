@@ -17,6 +17,10 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 MOST_BYTES = 1024**2
 """Of lines on their way to a sink that does not take them: about as many as a busy worker writes in ten minutes."""
 
+MOST_CHARACTERS = 4000
+"""Of a text in a line, as what a server says of an error: journald cuts a line at 48 KB (`LineMax=`), and half an
+object is none."""
+
 FLUSH_TIMEOUT_S = 2.0
 """For what is still on its way at the end."""
 
@@ -169,13 +173,22 @@ def _processors(*additions: Processor) -> list[Processor]:
         console = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
         return [*shared, console, _encoded]
     renderer = structlog.processors.JSONRenderer(serializer=_dumps)
-    return [*shared, *additions, structlog.processors.format_exc_info, renderer]
+    return [*shared, *additions, structlog.processors.format_exc_info, _shortened, renderer]
 
 
 def _time_and_event_first(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
     """Order a line as people read it."""
     first = ("timestamp", "level", "event")
     return {name: event[name] for name in first} | {n: value for n, value in event.items() if n not in first}
+
+
+def _shortened(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    """Cut long texts in their middle: how it began and, of a traceback, what it came to."""
+    half = MOST_CHARACTERS // 2
+    return {
+        name: f"{value[:half]} … {value[-half:]}" if isinstance(value, str) and len(value) > MOST_CHARACTERS else value
+        for name, value in event.items()
+    }
 
 
 def _encoded(_logger: WrappedLogger, _method: str, line: Any) -> bytes:

@@ -169,6 +169,13 @@ def test_a_field_that_is_wrong_is_named(field: str, value: object) -> None:
     assert reason(flat(**{field: value})).startswith(f"{field}: ")
 
 
+@pytest.mark.parametrize("field", ["output_bucket", "source_bucket"])
+def test_a_foreign_name_is_not_repeated_whole(field: str) -> None:
+    told = reason(flat(**{field: "x" * 50_000}))
+    assert told.startswith(f"{field}: ")
+    assert len(told) <= MAX_REASON_CHARACTERS
+
+
 def test_an_unknown_field_is_named() -> None:
     assert reason(flat(source_url="http://169.254.169.254/")).startswith("source_url: ")
 

@@ -79,6 +79,21 @@ def test_no_value_makes_a_log_line_fail(capsys: pytest.CaptureFixture[str], valu
     assert "value" in line
 
 
+def test_a_line_has_an_end(capsys: pytest.CaptureFixture[str]) -> None:
+    """A server's error page, say: journald cuts a line at 48 KB, and half an object is none."""
+    logs.configure(logging.INFO)
+    try:
+        os.environ["x" * 100_000 + "the end"]
+    except KeyError:
+        structlog.get_logger().exception("job_crashed", error="the start" + "ཀ" * 100_000)
+    [told] = capsys.readouterr().err.splitlines()
+    assert len(told.encode()) < 48 * 1024
+    line = orjson.loads(told)
+    assert line["error"].startswith("the start")
+    assert line["exception"].startswith("Traceback")
+    assert line["exception"].endswith("the end'")
+
+
 def test_on_a_terminal_lines_are_for_people(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
