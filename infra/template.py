@@ -9,6 +9,8 @@ from typing import Any
 
 from cfnlint.decode import cfn_yaml
 
+from stt_async.fleet.template import refusal
+
 PATH = Path(__file__).with_name("cloudformation.yaml")
 
 PSEUDO = {
@@ -68,7 +70,7 @@ def resolve(template: dict[str, Any], given: Mapping[str, str]) -> Stack:
 
 def refusals(template: dict[str, Any], given: Mapping[str, str]) -> list[str]:
     """Return why CloudFormation would refuse these parameters, in the template's words; nothing, if it would not."""
-    said = [each for name, value in given.items() if (each := _refusal(name, template["Parameters"][name], value))]
+    said = [each for name, value in given.items() if (each := refusal(name, template["Parameters"][name], value))]
     resolver = _Resolver(template, _parameters(template, given))
     rules = [assertion for rule in template.get("Rules", {}).values() for assertion in rule["Assertions"]]
     return said + [rule["AssertDescription"] for rule in rules if not resolver.truth(rule["Assert"])]
@@ -83,19 +85,6 @@ def _parameters(template: dict[str, Any], given: Mapping[str, str]) -> dict[str,
         if each["Type"] == "CommaDelimitedList":
             parameters[name] = parameters[name].split(",")
     return parameters
-
-
-def _refusal(name: str, parameter: dict[str, Any], value: str) -> str | None:
-    values = value.split(",") if parameter["Type"] == "CommaDelimitedList" else [value]
-    for each in values:
-        allowed = [str(one) for one in parameter.get("AllowedValues", [each])]
-        fits = each in allowed and re.search(parameter.get("AllowedPattern", ""), each) is not None
-        if parameter["Type"] == "Number":
-            number = float(each)
-            fits = fits and parameter.get("MinValue", number) <= number <= parameter.get("MaxValue", number)
-        if not fits:
-            return f"{name} {parameter.get('ConstraintDescription', 'must be one of ' + ', '.join(allowed))}"
-    return None
 
 
 class _Resolver:

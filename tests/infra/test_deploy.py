@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -72,8 +73,8 @@ def cloud(request: pytest.FixtureRequest) -> Cloud:
     return cloud
 
 
-@pytest_asyncio.fixture
-async def desk(cloud: Cloud, tmp_path: Path) -> AsyncIterator[Desk]:
+@asynccontextmanager
+async def _sitting_at(cloud: Cloud, tmp_path: Path) -> AsyncIterator[Desk]:
     template, artifact = tmp_path / "template.json", tmp_path / "release.tar.gz"
     template.write_text(cloud.template_body)
     artifact.write_bytes(b"a release, as far as its bucket can tell")
@@ -83,13 +84,15 @@ async def desk(cloud: Cloud, tmp_path: Path) -> AsyncIterator[Desk]:
 
 
 @pytest_asyncio.fixture
+async def desk(cloud: Cloud, tmp_path: Path) -> AsyncIterator[Desk]:
+    async with _sitting_at(cloud, tmp_path) as desk:
+        yield desk
+
+
+@pytest_asyncio.fixture
 async def moto_desk(moto: Cloud, tmp_path: Path) -> AsyncIterator[Desk]:
-    template, artifact = tmp_path / "template.json", tmp_path / "release.tar.gz"
-    template.write_text(moto.template_body)
-    artifact.write_bytes(b"a release, as far as its bucket can tell")
-    async with moto.client("s3") as s3:
-        await s3.create_bucket(Bucket=RELEASES)
-    yield Desk(moto, Front(moto.url), template, artifact)
+    async with _sitting_at(moto, tmp_path) as desk:
+        yield desk
 
 
 @pytest.mark.timeout(300)
@@ -108,6 +111,10 @@ async def test_it_makes_changes_and_deletes_a_stack(desk: Desk) -> None:
     assert [queue["name"] for queue in facts["queues"]] == ["whole-split", "whole-download"]
     assert "AZRebalance" in facts["suspended"] or ("SuspendProcesses", frozenset({"AZRebalance"})) in desk.front.taken
 
+    async with desk.cloud.client("s3") as s3:
+        found = await s3.get_object(Bucket=RELEASES, Key=f"releases/{facts['release']}.tar.gz")
+        assert await found["Body"].read() == desk.artifact.read_bytes()
+
     again = await desk.deploy("whole", "--yes")
     assert (again.returncode, again.stdout) == (0, "whole is as it should be: no changes\n"), again.stderr
 
@@ -119,16 +126,6 @@ async def test_it_makes_changes_and_deletes_a_stack(desk: Desk) -> None:
     gone = await desk.run("delete", "whole", "--yes")
     assert gone.returncode == 0, gone.stderr
     assert (await desk.run("status", "whole")).returncode == 2
-
-
-async def test_the_release_lies_where_instances_fetch_it(desk: Desk) -> None:
-    made = await desk.deploy("fetched", "--yes")
-    assert made.returncode == 0, made.stderr
-    release = (await desk.status("fetched"))["release"]
-
-    async with desk.cloud.client("s3") as s3:
-        found = await s3.get_object(Bucket=RELEASES, Key=f"releases/{release}.tar.gz")
-        assert await found["Body"].read() == desk.artifact.read_bytes()
 
 
 @pytest.mark.timeout(300)
@@ -203,6 +200,36 @@ async def test_logs_are_lines_as_they_are(moto_desk: Desk) -> None:
 
     shown = await moto_desk.run("logs", "logged", "--since", "10m")
     assert (shown.returncode, shown.stdout) == (0, line + "\n"), shown.stderr
+
+
+@pytest.mark.timeout(300)
+async def test_a_resource_that_fails_is_named_and_the_same_again_starts_anew(
+    ministack_cloud: Cloud, tmp_path: Path
+) -> None:
+    async with _sitting_at(ministack_cloud, tmp_path) as desk:
+        broken = json.loads(ministack_cloud.template_body)
+        broken["Resources"]["Broken"] = {"Type": "AWS::S3::Bucket", "Properties": {"BucketName": RELEASES}}
+        desk.template.write_text(json.dumps(broken))
+        failed = await desk.deploy("broken", "--yes")
+        assert failed.returncode == 1, failed.stderr
+        # A name that is taken is found before any resource is made, so that the failure is the stack's own.
+        last = failed.stderr.splitlines()[-1]
+        assert last.startswith(
+            "stt-async: stack broken is ROLLBACK_COMPLETE: broken (AWS::CloudFormation::Stack): Valid"
+        )
+
+        desk.template.write_text(ministack_cloud.template_body)
+        made = await desk.deploy("broken", "--yes")
+        assert made.returncode == 0, made.stderr
+        assert "broken is ROLLBACK_COMPLETE, left by a create that failed" in made.stderr
+
+
+async def test_nothing_is_made_where_nobody_says_yes(moto_desk: Desk) -> None:
+    unanswered = await moto_desk.deploy("unanswered")
+
+    assert unanswered.returncode == 1
+    assert "Go on with unanswered in us-east-1?" in unanswered.stderr
+    assert (await moto_desk.run("status", "unanswered")).returncode == 2
 
 
 async def test_what_a_failed_create_left_goes_first(desk: Desk) -> None:
