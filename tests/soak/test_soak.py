@@ -28,6 +28,8 @@ from tests.support.gateway import Gateway
 from tests.support.http_faults import delay
 from tests.support.outputs import verified
 from tests.support.site import OpenSite, Site
+from tests.support.sqs.fixture import OpenSqs
+from tests.support.sqs.queue import Skew
 from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -40,6 +42,8 @@ WORKERS = 3
 SOURCE_LATENCY_S = 0.5
 VISIBILITY_TIMEOUT_S = 10
 JOBS_A_FAULT = 20
+SKEW = Skew(twice=0.01, late=0.01, late_s=2.0)
+"""What a standard queue does besides: it delivers a message twice at once, or late."""
 MEASURED_SHARE = 0.95
 """The last jobs wait for the visibility timeouts of those that were killed: they are done, but not timed."""
 VERIFIED = 50
@@ -98,12 +102,17 @@ class Commits:
 
 @pytest.mark.timeout(3600)
 async def test_nothing_is_lost_and_nothing_visible_twice_whatever_befalls_the_workers(
-    open_site: OpenSite, start_worker: StartWorker, speech: Path
+    open_sqs: OpenSqs, open_site: OpenSite, start_worker: StartWorker, speech: Path
 ) -> None:
     print(f"\nseed: {SEED}")  # noqa: T201 - shown when the test fails, or with -s
-    calm = await _soak(await open_site(visibility_timeout_s=VISIBILITY_TIMEOUT_S), start_worker, speech, JOBS // 2, [])
+
+    async def site(skew: Skew) -> Site:
+        queues = await open_sqs(skew=skew, seed=SEED)
+        return await open_site(visibility_timeout_s=VISIBILITY_TIMEOUT_S, queues_url=queues.url)
+
+    calm = await _soak(await site(Skew()), start_worker, speech, JOBS // 2, [])
     plan = [drawn(random.Random(f"{SEED}-{n}")) for n in range(JOBS // JOBS_A_FAULT)]  # noqa: S311 - no secret
-    rough = await _soak(await open_site(visibility_timeout_s=VISIBILITY_TIMEOUT_S), start_worker, speech, JOBS, plan)
+    rough = await _soak(await site(SKEW), start_worker, speech, JOBS, plan)
     _tell(calm, rough)
     assert (rough.lost, rough.visible_twice, rough.orphans) == (0, 0, 0)
 

@@ -28,14 +28,12 @@ import orjson
 from stt_async.manifest import MANIFEST_NAME
 from tests.support.evidence import Evidence, prefix_of, told_reason
 from tests.support.history import Call, Letter, Life
-from tests.support.ledger import Delivery, Ledger
+from tests.support.ledger import SLACK_S, Delivery, Ledger
 
 HIDDEN_AT_MOST_S = 20.0
 MEMORY_AT_MOST_BYTES = 1024**3
 """Of a worker without its pool: up to 8 parts of 64 MiB are on their way at once (`sink.PARTS_IN_FLIGHT`)."""
 
-_SLACK_S = 1.0
-"""Between the clock of the gateway and the moment at which a server did something."""
 _FAILURES = "failures/"
 _PROBE = ".stt-async-probe"
 _WRITES = ("Put", "Upload", "Create", "Complete", "Copy", "Delete")
@@ -110,7 +108,7 @@ def _who_lost_a_lease_stays_quiet(evidence: Evidence) -> Iterator[str]:
             yield f"I2 broken: {commit.sender} committed {commit.key} without a lease on a message that asks for it"
     for delivery in ledger.deliveries:
         for delete in delivery.deletes:
-            others = ledger.superseded(delivery, delete.started_s)
+            others = ledger.heirs(delivery, delete.started_s)
             if any(other.is_open(delete.started_s) for other in others):
                 yield (
                     f"I2 broken: {delete.sender} deleted message {delivery.message_id} by an old receipt, while "
@@ -257,9 +255,9 @@ def _is_manifest_of(source: str, data: bytes) -> bool:
 
 
 def _is_ours(ledger: Ledger, delivery: Delivery, at_s: float) -> bool:
-    if any(other.is_open(at_s) for other in ledger.superseded(delivery, at_s)):
+    if any(other.is_open(at_s) for other in ledger.heirs(delivery, at_s)):
         return False
-    return at_s <= delivery.hidden_until_s(at_s) + _SLACK_S
+    return at_s <= delivery.hidden_until_s(at_s) + SLACK_S
 
 
 def _broken_members(key: str, manifest: Any, content: bytes) -> Iterator[str]:

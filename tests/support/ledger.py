@@ -8,6 +8,9 @@ import orjson
 
 from tests.support.history import Call, History
 
+SLACK_S = 1.0
+"""Between the clock of the gateway and the moment at which a server did something."""
+
 
 @dataclass(frozen=True)
 class Job:
@@ -123,6 +126,11 @@ class Ledger:
     def superseded(self, delivery: Delivery, at_s: float) -> list[Delivery]:
         """The deliveries of the same message after this one, until then."""
         return [other for other in self.of_message(delivery.message_id) if delivery.got_s < other.got_s < at_s]
+
+    def heirs(self, delivery: Delivery, at_s: float) -> list[Delivery]:
+        """Those of them that came when its time was over. Delivered twice at once, a message is held by both."""
+        others = self.superseded(delivery, at_s)
+        return [other for other in others if other.got_s > delivery.hidden_until_s(other.got_s) - SLACK_S]
 
     def deleted(self) -> set[str]:
         """Ids of the messages that are surely gone: somebody deleted them by their newest receipt."""

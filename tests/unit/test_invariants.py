@@ -272,11 +272,26 @@ def _replaced_by_other_parameters(story: Story) -> None:
         _idle_with_its_log_open,
         _stopped_with_little_time_left_on_its_message,
         _replaced_by_other_parameters,
+        _delivered_twice_at_once,
     ],
 )
 def test_what_holds_is_not_told(story: Story, told: Callable[[Story], None]) -> None:
     told(story)
     assert story.broken() == []
+
+
+def _delivered_twice_at_once(story: Story) -> None:
+    story.worker("worker-2")
+    story.received("one")
+    story.received("two", by="worker-2")
+    story.put(KEY, SEGMENT)
+    story.committed()
+    story.deleted("one")
+    story.put(KEY, SEGMENT, by="worker-2")
+    story.committed(by="worker-2", served_status=412, status=412)
+    story._call("s3", "GetObject", "worker-2", bucket="output", key=MANIFEST, answer=manifest())
+    story.deleted("two", by="worker-2")
+    story.left_in_queue = 0
 
 
 def _vanished(story: Story) -> None:
@@ -388,6 +403,7 @@ def _deleted_what_another_holds(story: Story) -> None:
     story.received("old")
     story.put(KEY, SEGMENT)
     story.committed()
+    story.now_s += VISIBILITY_TIMEOUT_S
     story.received("new", by="worker-2")
     story.deleted("old")
 
