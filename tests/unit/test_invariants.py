@@ -255,6 +255,20 @@ def _replaced_by_other_parameters(story: Story) -> None:
     story.deleted("r2")
 
 
+def _delivered_twice_at_once(story: Story) -> None:
+    story.worker("worker-2")
+    story.received("one")
+    story.received("two", by="worker-2")
+    story.put(KEY, SEGMENT)
+    story.committed()
+    story.deleted("one")
+    story.put(KEY, SEGMENT, by="worker-2")
+    story.committed(by="worker-2", served_status=412, status=412)
+    story._call("s3", "GetObject", "worker-2", bucket="output", key=MANIFEST, answer=manifest())
+    story.deleted("two", by="worker-2")
+    story.left_in_queue = 0
+
+
 @pytest.mark.parametrize(
     "told",
     [
@@ -278,20 +292,6 @@ def _replaced_by_other_parameters(story: Story) -> None:
 def test_what_holds_is_not_told(story: Story, told: Callable[[Story], None]) -> None:
     told(story)
     assert story.broken() == []
-
-
-def _delivered_twice_at_once(story: Story) -> None:
-    story.worker("worker-2")
-    story.received("one")
-    story.received("two", by="worker-2")
-    story.put(KEY, SEGMENT)
-    story.committed()
-    story.deleted("one")
-    story.put(KEY, SEGMENT, by="worker-2")
-    story.committed(by="worker-2", served_status=412, status=412)
-    story._call("s3", "GetObject", "worker-2", bucket="output", key=MANIFEST, answer=manifest())
-    story.deleted("two", by="worker-2")
-    story.left_in_queue = 0
 
 
 def _vanished(story: Story) -> None:
