@@ -17,6 +17,9 @@ from tests.support.clouds import Cloud
 from tests.support.commands import Finished, run_command
 from tests.support.recordings import ROOT
 
+# Each starts a dozen commands.
+pytestmark = pytest.mark.timeout(600)
+
 RELEASES = "releases-of-ours"
 OFFLINE = "http://127.0.0.1:9"
 READING = ROOT / "stt_async" / "local" / "samples" / "reading.mp3"
@@ -95,7 +98,6 @@ async def moto_desk(moto: Cloud, tmp_path: Path) -> AsyncIterator[Desk]:
         yield desk
 
 
-@pytest.mark.timeout(300)
 async def test_it_makes_changes_and_deletes_a_stack(desk: Desk) -> None:
     dry = await desk.deploy("whole", "--dry-run")
     assert (dry.returncode, dry.stdout) == (0, "nothing was changed\n")
@@ -128,7 +130,6 @@ async def test_it_makes_changes_and_deletes_a_stack(desk: Desk) -> None:
     assert (await desk.run("status", "whole")).returncode == 2
 
 
-@pytest.mark.timeout(300)
 async def test_enqueue_and_a_worker_work_with_what_it_made(desk: Desk) -> None:
     made = await desk.deploy("works", "--yes")
     assert made.returncode == 0, made.stderr
@@ -164,7 +165,6 @@ async def test_enqueue_and_a_worker_work_with_what_it_made(desk: Desk) -> None:
     assert (split["waiting"], split["in_flight"], split["dead_letters"]) == (0, 0, 0)
 
 
-@pytest.mark.timeout(300)
 async def test_a_group_grows_shrinks_and_is_held_back(moto_desk: Desk) -> None:
     made = await moto_desk.deploy("scaled", "--yes")
     assert made.returncode == 0, made.stderr
@@ -202,7 +202,6 @@ async def test_logs_are_lines_as_they_are(moto_desk: Desk) -> None:
     assert (shown.returncode, shown.stdout) == (0, line + "\n"), shown.stderr
 
 
-@pytest.mark.timeout(300)
 async def test_a_resource_that_fails_is_named_and_the_same_again_starts_anew(
     ministack_cloud: Cloud, tmp_path: Path
 ) -> None:
