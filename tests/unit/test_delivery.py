@@ -5,6 +5,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
+import pytest
+
+from stt_async.errors import DependencyError, OutageError, PermanentError, TransientError
 from stt_async.worker.breaker import Breaker
 from stt_async.worker.delivery import Deliveries
 from stt_async.worker.lease import Leases
@@ -113,3 +116,44 @@ async def test_a_lease_that_is_lost_as_its_job_is_given_up_is_nobodys_to_release
         await site.all_ended()
     assert site.queue.calls == []
     assert site.deliveries.tally == {"job_lease_lost": 1}
+
+
+ENDS: Mapping[str, BaseException | None] = {
+    "done": None,
+    "permanent": PermanentError("undecodable", "no audio in it"),
+    "transient": TransientError("cut", "off"),
+    "refused": DependencyError("AccessDenied", "no"),
+    "out of reach": OutageError("unreachable", "no route"),
+}
+
+
+@pytest.mark.parametrize("receive_count", [1, 5])
+@pytest.mark.parametrize("end", ENDS)
+@pytest.mark.parametrize("lost", [False, True], ids=["given up", "lease lost"])
+async def test_whenever_a_job_is_cut_off_its_message_is_settled_once(
+    end: str, *, lost: bool, receive_count: int
+) -> None:
+    """At each step of the event loop in turn, from before the job's first to after its last."""
+
+    async def job() -> None:
+        for _ in range(3):
+            await asyncio.sleep(0)
+        if error := ENDS[end]:
+            raise error
+
+    for steps in range(30):
+        async with delivering({"a": job}) as site:
+            await site.deliveries.take([message("a", receive_count=receive_count)])
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            leases = list(site.leases._held)
+            if lost and leases:
+                leases[0].lose("SQS says MessageNotInflight")
+            else:
+                site.give_up_all()
+            if site.deliveries.under_way:
+                await site.all_ended()
+        assert len(site.queue.calls) == (0 if lost and leases else 1), (steps, site.queue.calls)
+        assert site.deliveries.tally.total() == 1
+        if receive_count == 5:
+            assert "release" not in {call for call, *_ in site.queue.calls}
