@@ -57,6 +57,7 @@ async def _standing_still(worker: Worker, what: str, marker: Path) -> AsyncItera
             worker.signal(signal.SIGCONT)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("what", ["loop", "process"])
 async def test_a_worker_that_stands_still_for_half_a_minute_loses_no_lease_and_tells_of_it(

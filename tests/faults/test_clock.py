@@ -14,7 +14,7 @@ from tests.support.site import Counts, OpenSite, Site
 from tests.support.stages import KEY, HoldJob
 from tests.support.waiting import wait_until
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 HOUR_S = 3600
 _SHORT_RETRIES = {"STT_RETRY_TIMEOUT_S": "1", "STT_RETRY_MAX_WAIT_S": "0.2"}

@@ -46,6 +46,7 @@ async def test_the_longest_keys_come_through_unchanged(site: Site, start_worker:
     assert "output_prefix" in letter.attributes["reason"]
 
 
+@pytest.mark.slow
 async def test_more_than_a_thousand_segments_stay_in_order(
     site: Site, start_worker: StartWorker, speech: Path, tmp_path: Path
 ) -> None:

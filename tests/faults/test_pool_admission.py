@@ -15,7 +15,7 @@ from tests.support.commands import StartWorker, Worker
 from tests.support.site import Counts, Site
 from tests.support.waiting import wait_until
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 _SCRATCH_MAX_BYTES = 500_000_000
 _ROOMS = 2

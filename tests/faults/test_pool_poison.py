@@ -15,7 +15,7 @@ from tests.support.outputs import verified
 from tests.support.site import Counts, Site
 from tests.support.waiting import wait_until
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 _POISON, _OTHERS = "poison.wav", [f"{number:02d}.wav" for number in range(24)]
 _MAX_RECEIVES = 3

@@ -17,6 +17,7 @@ _HELD_S = 12.0
 """A job held for so long has had a heartbeat: they come every 10 s."""
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("service", ["minio", "s3", "sqs"])
 async def test_a_poor_line_makes_jobs_slow_and_nothing_else(

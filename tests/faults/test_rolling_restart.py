@@ -16,6 +16,7 @@ _SLOW_S = 0.1
 """For each 32 KiB to and from the slow worker: a job of a fraction of a second takes several."""
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(400)
 async def test_a_rolling_restart_computes_nothing_twice_and_loses_nothing(
     site: Site, start_worker: StartWorker, open_proxy: OpenProxy, speech: Path

@@ -23,6 +23,8 @@ from tests.support.sqs.server import FakeSqs
 from tests.support.stages import KEY, Held, HoldJob
 from tests.support.waiting import wait_until
 
+pytestmark = pytest.mark.slow
+
 ONE_SLOT = {"STT_SLOTS": "1", "STT_PROCESSES": "1"}
 """Whoever works on a job does not ask for another."""
 

@@ -9,6 +9,8 @@ import pytest
 from stt_async.fleet.artifact import ROOT, Artifact, build, pack, sha256
 from tests.support.commands import run_command
 
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
 
 def test_its_bytes_depend_on_names_and_contents_alone(tmp_path: Path) -> None:
     for number, (order, mode, time_s) in enumerate([(("a", "b.sh"), 0o600, 1.0), (("b.sh", "a"), 0o664, 1e9)]):

@@ -26,6 +26,7 @@ from tests.support.waiting import wait_until
 
 WHY_NOT = nspawn.why_not()
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.skipif(bool(WHY_NOT), reason=f"no machine to boot: {WHY_NOT}"),
     pytest.mark.timeout(900),
 ]

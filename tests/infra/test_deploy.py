@@ -18,7 +18,7 @@ from tests.support.commands import Finished, run_command
 from tests.support.recordings import ROOT
 
 # Each starts a dozen commands.
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 RELEASES = "releases-of-ours"
 OFFLINE = "http://127.0.0.1:9"

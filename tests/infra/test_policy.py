@@ -12,7 +12,7 @@ from tests.support.recordings import ROOT
 CHECKOV = ROOT / ".venv-checkov" / "bin" / "checkov"
 
 IGNORED = {
-    "CKV_AWS_18": "access logs of 25 million PUTs a run cost more than they tell; CloudTrail has them for who wants them",
+    "CKV_AWS_18": "access logs of 25 million PUTs a run cost more than they tell; CloudTrail has them for who wants",
     "CKV_AWS_26": "CloudWatch may not use SNS's own key: alarms would be lost; a key of ours costs more than they hide",
     "CKV_AWS_27": "the queues are encrypted with SQS's own key (SqsManagedSseEnabled), which this check does not know",
     "CKV_AWS_158": "CloudWatch Logs encrypts by itself; a key of ours would be paid for each of the workers' requests",

@@ -103,7 +103,8 @@ async def _assert_interruptible(process: ChildProcess) -> None:
     assert alive == []
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 async def test_every_real_recording_is_accounted_for_and_done_once(tmp_path: Path, dev_data: Path) -> None:
     recordings = {
         file.relative_to(dev_data).as_posix()

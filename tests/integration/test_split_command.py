@@ -172,6 +172,7 @@ def _verify(folder: Path, manifest: Any) -> None:
         assert soundfile.info(io.BytesIO(data)).frames == segment["end_sample"] - segment["start_sample"]
 
 
+@pytest.mark.slow
 async def test_ten_hours_stay_under_600_mb_with_all_processes(tmp_path: Path, speech: Path) -> None:
     recording, seconds = tmp_path / "ten-hours.wav", 10 * 3600
     _write_long(recording, speech, seconds)

@@ -100,6 +100,7 @@ class Commits:
         return len(self.by_key)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(3600)
 async def test_nothing_is_lost_and_nothing_visible_twice_whatever_befalls_the_workers(
     open_sqs: OpenSqs, open_site: OpenSite, start_worker: StartWorker, speech: Path

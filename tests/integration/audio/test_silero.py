@@ -70,6 +70,7 @@ def _check(folder: Path, scratch: Path, batched: Network, stepped: Network) -> i
     return checked
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_probabilities_and_timestamps_are_silero_s_on_every_real_recording(
     dev_data: Path, tmp_path: Path, batched: Network, stepped: Network

@@ -174,6 +174,7 @@ def _peak_private_mb(path: Path, out_dir: Path) -> int:
     return int(done.stdout)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_memory_does_not_grow_with_the_length(tmp_path: Path, out_dir: Path) -> None:
     peaks = []
