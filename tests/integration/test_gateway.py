@@ -157,7 +157,10 @@ async def test_minio_is_told_apart_from_s3(site: Site) -> None:
 
 
 async def test_messages_are_written_down_with_their_handles(site: Site, sqs: Any) -> None:
-    url = (await sqs.get_queue_url(QueueName=site.services.queues.name))["QueueUrl"]
+    # Not the queue of the jobs: there the invariants forbid to delete a message that left no manifest.
+    name = f"other-{site.services.queues.name}"
+    await site.sqs.create_queue(QueueName=name)
+    url = (await sqs.get_queue_url(QueueName=name))["QueueUrl"]
     sent = await sqs.send_message(QueueUrl=url, MessageBody="one")
     received = await sqs.receive_message(QueueUrl=url)
     handle = received["Messages"][0]["ReceiptHandle"]
@@ -170,11 +173,12 @@ async def test_messages_are_written_down_with_their_handles(site: Site, sqs: Any
     assert operations[:3] == ["GetQueueUrl", "SendMessage", "ReceiveMessage"]
     assert operations[3:] == ["ChangeMessageVisibilityBatch", "DeleteMessage", "DeleteMessage"]
     _, send, receive, change, delete, refused = site.history.calls
-    assert {call.queue for call in site.history.calls} == {site.services.queues.name}
+    assert {call.queue for call in site.history.calls} == {name}
     assert send.result["MessageId"] == sent["MessageId"]
     assert [message["MessageId"] for message in receive.messages] == [sent["MessageId"]]
     assert change.receipts == delete.receipts == [handle]
     assert (refused.error_code, refused.succeeded) == ("ReceiptHandleIsInvalid", False)
+    await site.sqs.delete_queue(QueueUrl=url)
 
 
 async def test_a_long_poll_waits_and_ends_with_its_client(site: Site, sqs: Any) -> None:
