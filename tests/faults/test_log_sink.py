@@ -14,12 +14,13 @@ from tests.support.commands import StartWorker
 from tests.support.outputs import verified
 from tests.support.proxy import OpenProxy
 from tests.support.site import Counts, OpenSite, Site
+from tests.support.sqs.fixture import OpenSqs
 from tests.support.visibility import has_come_back
 from tests.support.waiting import wait_until
 
-LONG = "x" * 60_000
-"""In a log line, it takes a sixteenth of what may wait."""
-LONG_JOBS = 40
+LONG = "x" * 2_000
+"""An unknown field of this name makes a log line of more than 1,000 characters; as many as 1 MiB of them may wait."""
+LONG_JOBS = 1_100
 
 
 class UnreadPipe:
@@ -54,10 +55,18 @@ def unread(tmp_path: Path) -> Iterator[UnreadPipe]:
     os.close(pipe.fd)
 
 
+@pytest.mark.slow
 async def test_with_a_log_that_nobody_reads_jobs_are_done_and_heartbeats_sent_and_what_is_missing_is_told(
-    open_site: OpenSite, start_worker: StartWorker, open_proxy: OpenProxy, speech: Path, unread: UnreadPipe
+    open_sqs: OpenSqs,
+    open_site: OpenSite,
+    start_worker: StartWorker,
+    open_proxy: OpenProxy,
+    *,
+    speech: Path,
+    unread: UnreadPipe,
 ) -> None:
-    site = await open_site(visibility_timeout_s=6)
+    queues = await open_sqs()  # the emulator takes minutes for so many messages
+    site = await open_site(visibility_timeout_s=6, queues_url=queues.url)
     clock = await open_site(visibility_timeout_s=6)
     source = await open_proxy(site.services.servers.objects.url)
     keys = ["first.wav", "held.wav", "last.wav"]
@@ -70,8 +79,8 @@ async def test_with_a_log_that_nobody_reads_jobs_are_done_and_heartbeats_sent_an
     await site.send(site.job("held.wav"))
     await source.holding.wait()
     for _ in range(LONG_JOBS):
-        await site.send(site.job("never", output_bucket=LONG))
-    await wait_until(lambda: _dead_letters(site, LONG_JOBS), what="all long jobs to be dead letters")
+        await site.send(site.job("never", **{LONG: None}))
+    await wait_until(lambda: _dead_letters(site, LONG_JOBS), what="all long jobs to be dead letters", timeout_s=120)
     await clock.send("a message that nobody keeps")
     await wait_until(lambda: has_come_back(clock, 2), what="two visibility timeouts to pass")
     assert await site.counts() == Counts(visible=0, in_flight=1)

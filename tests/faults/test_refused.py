@@ -43,7 +43,7 @@ async def _suffer(site: Site, worker: Worker, last: str) -> None:
     await _let_go(site, last)
     await site.send(site.job(_EARLY))
     await worker.wait_for("breaker_opened")
-    await worker.wait_for("probe_failed", count=2)  # the last poll, of a second, is over by now
+    await site.polls_to_end()
     for key in _LATE:
         await site.send(site.job(key))
     await worker.wait_for("probe_failed", count=4)

@@ -21,6 +21,7 @@ from tests.support.gateway import Gateway, open_gateway
 from tests.support.history import History, Letter
 from tests.support.invariants import broken
 from tests.support.ledger import Ledger
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from types_aiobotocore_s3 import S3Client
@@ -120,6 +121,11 @@ class Site:
     async def dead_letter_counts(self) -> Counts:
         """What the dead-letter queue holds."""
         return await self._counts(self.services.queues.dead_letter_url)
+
+    async def polls_to_end(self) -> None:
+        """Wait until no worker has a poll under way; one that may not receive begins no other."""
+        polls = self.history.of("sqs", "ReceiveMessage")
+        await wait_until(lambda: all(poll.ended_s is not None for poll in polls), what="the polls under way to end")
 
     async def is_drained(self) -> bool:
         """Whether the split queue holds nothing, neither waiting nor in flight."""
