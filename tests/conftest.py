@@ -19,6 +19,7 @@ pytest_plugins = [
     "tests.support.template",
     "tests.support.clouds",
     "tests.support.clock",
+    "tests.support.names",
     "tests.support.ministack",
     "tests.support.sqs.fixture",
 ]

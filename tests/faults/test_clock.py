@@ -11,6 +11,7 @@ from tests.support.commands import StartWorker
 from tests.support.outputs import verified
 from tests.support.proxy import OpenProxy
 from tests.support.site import Counts, OpenSite, Site
+from tests.support.sqs.fixture import OpenSqs
 from tests.support.stages import KEY, HoldJob
 from tests.support.waiting import wait_until
 
@@ -87,3 +88,31 @@ async def test_a_worker_whose_clock_is_wrong_takes_no_work_until_it_is_right(
     assert await site.dead_letter_counts() == Counts(visible=0, in_flight=0)
     for key in keys:
         await verified(site, key)
+
+
+@pytest.mark.parametrize("wrong_by_s", [HOUR_S, -HOUR_S])
+async def test_while_sqs_refuses_a_wrong_clock_the_job_held_is_given_up_and_done_when_it_is_right(
+    open_sqs: OpenSqs, open_site: OpenSite, hold_job: HoldJob, clock: Clock, wrong_by_s: int
+) -> None:
+    queues = await open_sqs()
+    site = await open_site(visibility_timeout_s=_VISIBILITY_TIMEOUT_S, queues_url=queues.url)
+    held = await hold_job(site, "download", **_SHORT_RETRIES, **clock.environment())
+
+    clock.jump(wrong_by_s)
+    await held.worker.wait_for("job_lease_lost")
+    (beat, *_) = held.worker.events("heartbeat_failed")
+    assert "InvalidSignatureException" in beat["error"]
+    (opened,) = await held.worker.wait_for("breaker_opened")
+    assert opened["code"] == "InvalidSignatureException"
+
+    async def is_visible() -> bool:
+        return await site.counts() == Counts(visible=1, in_flight=0)
+
+    await wait_until(is_visible, what="the message to be visible again")
+    clock.jump(0)
+    held.let_go()
+    await held.worker.wait_for("breaker_closed")
+    (done,) = await held.worker.wait_for("job_succeeded")
+    assert done["receive_count"] == 2
+    await wait_until(site.is_drained, what="the message to be deleted")
+    await verified(site, KEY)

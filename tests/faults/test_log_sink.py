@@ -56,6 +56,7 @@ def unread(tmp_path: Path) -> Iterator[UnreadPipe]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 async def test_with_a_log_that_nobody_reads_jobs_are_done_and_heartbeats_sent_and_what_is_missing_is_told(
     open_sqs: OpenSqs,
     open_site: OpenSite,
@@ -80,7 +81,7 @@ async def test_with_a_log_that_nobody_reads_jobs_are_done_and_heartbeats_sent_an
     await source.holding.wait()
     for _ in range(LONG_JOBS):
         await site.send(site.job("never", **{LONG: None}))
-    await wait_until(lambda: _dead_letters(site, LONG_JOBS), what="all long jobs to be dead letters", timeout_s=120)
+    await wait_until(lambda: _dead_letters(site, LONG_JOBS), what="all long jobs to be dead letters", timeout_s=300)
     await clock.send("a message that nobody keeps")
     await wait_until(lambda: has_come_back(clock, 2), what="two visibility timeouts to pass")
     assert await site.counts() == Counts(visible=0, in_flight=1)

@@ -15,36 +15,36 @@ from tests.support.commands import StartWorker, Worker
 from tests.support.site import Counts, Site
 from tests.support.waiting import wait_until
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
-_SCRATCH_MAX_BYTES = 500_000_000
+_SCRATCH_MAX_BYTES = 1_700_000_000
 _ROOMS = 2
-"""So many of the recordings fit: each has 29 MB, and is let in with eight times as much."""
+"""So many of the recordings fit: each has 98 MB, and is let in with eight times as much."""
 
 _MEMORY_MAX_BYTES = 900_000_000
-"""Of the worker, the fork server and four children; the decoded audio of the eight alone would be 920 MB, and as floats
+"""Of the worker, the fork server and four children; the decoded audio of the eight alone would be 3.1 GB, and as floats
 twice that."""
 
 
 async def test_eight_long_recordings_stay_within_scratch_budget_and_memory(
-    site: Site, start_worker: StartWorker, an_hour: Path
+    site: Site, start_worker: StartWorker, three_hours: Path
 ) -> None:
     keys = [f"{number}.wav" for number in range(8)]
-    await site.put_recordings(dict.fromkeys(keys, an_hour))
+    await site.put_recordings(dict.fromkeys(keys, three_hours))
     for key in keys:
-        await site.send(site.job(key, source_size=an_hour.stat().st_size))
+        await site.send(site.job(key, source_size=three_hours.stat().st_size))
     worker = await start_worker(
         site, STT_PROCESSES="4", STT_SCRATCH_MAX_BYTES=str(_SCRATCH_MAX_BYTES), STT_LAYOUT="tar"
     )
     scratch_bytes, memory_bytes, rooms = [], [], []
-    done = asyncio.create_task(worker.wait_for("job_succeeded", count=len(keys), timeout_s=500))
+    done = asyncio.create_task(worker.wait_for("job_succeeded", count=len(keys), timeout_s=800))
     while not done.done():
         scratch_bytes.append(_scratch_bytes(worker))
         memory_bytes.append(_memory_bytes(worker))
         rooms.append(len([room for room in worker.scratch.glob("worker-*/job-*") if room.suffix != ".gone"]))
         await asyncio.wait({done}, timeout=0.1)
     assert [line["receive_count"] for line in done.result()] == [1] * len(keys)
-    assert 100_000_000 < max(scratch_bytes) < _SCRATCH_MAX_BYTES
+    assert 800_000_000 < max(scratch_bytes) < _SCRATCH_MAX_BYTES
     assert max(rooms) == _ROOMS
     assert 100_000_000 < max(memory_bytes) < _MEMORY_MAX_BYTES
     await wait_until(site.is_drained, what="all messages to be deleted")
@@ -52,7 +52,7 @@ async def test_eight_long_recordings_stay_within_scratch_budget_and_memory(
     manifests = await site.manifests()
     assert manifests.keys() == set(keys)
     assert {manifest["recording"]["truncated"] for manifest in manifests.values()} == {False}
-    assert min(manifest["segments"][-1]["end_sec"] for manifest in manifests.values()) > 3540
+    assert min(manifest["segments"][-1]["end_sec"] for manifest in manifests.values()) > 12_150
     assert not list(worker.scratch.glob("worker-*/job-*"))
 
 

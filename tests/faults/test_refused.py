@@ -9,6 +9,7 @@ from tests.support.commands import StartWorker, Worker
 from tests.support.history import Call, Service
 from tests.support.http_faults import error
 from tests.support.imds import FakeImds
+from tests.support.names import NAME, Names
 from tests.support.outputs import verified
 from tests.support.proxy import OpenProxy
 from tests.support.site import Counts, Site
@@ -116,6 +117,32 @@ async def test_a_certificate_that_expires_stops_the_receiving_until_it_is_renewe
     (opened,) = worker.events("breaker_opened")
     assert opened["code"] == "unreachable"
     assert "certificate has expired" in opened["error"]
+
+
+@pytest.mark.parametrize("variable", ["STT_MINIO_ENDPOINT", "AWS_ENDPOINT_URL_S3"])
+async def test_a_name_that_no_longer_resolves_stops_the_receiving_until_it_does(
+    site: Site, start_worker: StartWorker, open_proxy: OpenProxy, *, speech: Path, names: Names, variable: str
+) -> None:
+    await site.put_recordings(dict.fromkeys([_EARLY, _LAST, *_LATE], speech))
+    last = await _send_and_keep_before_its_last_receive(site, _LAST)
+    proxy = await open_proxy(site.gateway.objects_url)
+    address = proxy.endpoint.replace("127.0.0.1", NAME)
+    worker = await start_worker(
+        site,
+        **_SHORT_RETRIES,
+        **names.environment(),
+        **{variable: address if variable.startswith("STT") else f"http://{address}"},
+    )
+    await worker.wait_for("worker_started")
+    names.forget()
+    await proxy.refuse()  # an address looked up before serves for some seconds more, as does a connection
+    await _suffer(site, worker, last)
+    await wait_until(names.asked_in_vain, what="a probe to look for the name")
+    await proxy.accept()
+    failed = len(worker.events("probe_failed"))
+    await worker.wait_for("probe_failed", count=failed + 3)
+    names.remember()
+    await _recover(site, worker)
 
 
 async def test_a_recording_that_is_refused_alone_is_a_dead_letter_and_stops_nobody(

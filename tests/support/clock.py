@@ -3,12 +3,12 @@
 Not libfaketime: it wraps waits and the monotonic clock too, and what it keeps in /dev/shm outlives a process killed.
 """
 
-import shutil
 import struct
-import subprocess
 from pathlib import Path
 
 import pytest
+
+from tests.support.preload import compiled
 
 
 class Clock:
@@ -30,13 +30,7 @@ class Clock:
 
 @pytest.fixture(scope="session")
 def clock_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
-    if compiler is None:
-        pytest.skip("no C compiler to build the clock that jumps")
-    library = tmp_path_factory.mktemp("clock") / "clock.so"
-    source = Path(__file__).with_suffix(".c")
-    subprocess.run([compiler, "-shared", "-fPIC", "-O1", "-Wall", "-Werror", "-o", library, source, "-ldl"], check=True)
-    return library
+    return compiled(Path(__file__).with_suffix(".c"), tmp_path_factory.mktemp("clock"))
 
 
 @pytest.fixture

@@ -56,6 +56,12 @@ def an_hour(speech: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return _joined(speech, tmp_path_factory.mktemp("recordings") / "an-hour.wav", times=170)
 
 
+@pytest.fixture(scope="session")
+def three_hours(speech: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Speech for 3.4 hours, as the longest recordings of the corpus: 98 MB."""
+    return _joined(speech, tmp_path_factory.mktemp("recordings") / "three-hours.wav", times=580)
+
+
 def _joined(recording: Path, to: Path, *, times: int) -> Path:
     samples, rate_hz = soundfile.read(recording, dtype="int16")
     soundfile.write(to, np.tile(samples, times), rate_hz, subtype="ULAW")

@@ -23,6 +23,7 @@ _UNQUALIFIED = {
     "InvalidAttributeValue",
     "InvalidMessageContents",
     "InvalidParameterValue",
+    "InvalidSignatureException",
     "MissingParameter",
     "ReceiptHandleIsInvalid",
 }

@@ -1,7 +1,9 @@
 """The fake over HTTP on loopback, in the AWS JSON 1.0 protocol: what SQS clients speak since 2023.
 
 Requests: `POST /` with `X-Amz-Target: AmazonSQS.<operation>` (sqs-making-api-requests-json.html); errors: status 400
-with `__type`, `message` and `x-amzn-query-error` (sqs-json-api-responses.html). Signatures are not looked at.
+with `__type`, `message` and `x-amzn-query-error` (sqs-json-api-responses.html). Of signatures the time alone is looked
+at: five minutes from this machine's own, which a test does not move (reference_sigv-troubleshooting.html in the IAM
+User Guide).
 
 A poll whose client has gone away may still be given a message, which then stays hidden for its visibility timeout, as
 the Developer Guide warns (avoiding-inconsistent-message-processing.html).
@@ -9,6 +11,7 @@ the Developer Guide warns (avoiding-inconsistent-message-processing.html).
 
 import asyncio
 from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import orjson
@@ -20,6 +23,8 @@ from tests.support.sqs.model import Sqs
 from tests.support.sqs.operations import Answer, perform, wait_time_s
 
 _TARGET = "AmazonSQS."
+_SIGNED_AT = "%Y%m%dT%H%M%SZ"
+_SIGNED_WITHIN = timedelta(minutes=5)
 _CONTENT_TYPE = "application/x-amz-json-1.0"
 _REQUEST_BYTES = 4 * MESSAGE_BYTES
 """A batch of the largest size, with room for the escapes of JSON."""
@@ -55,6 +60,7 @@ class FakeSqs:
         operation = request.headers.get("X-Amz-Target", "").removeprefix(_TARGET)
         parameters = orjson.loads(await request.read())
         try:
+            _require_signed_now(request.headers["X-Amz-Date"])
             answer = await self._perform(operation, parameters)
         except RefusedError as error:
             return web.Response(
@@ -97,3 +103,12 @@ class FakeSqs:
     def _wake(self) -> None:
         self._changed.set()
         self._changed = asyncio.Event()
+
+
+def _require_signed_now(signed_at: str) -> None:
+    now = datetime.now(UTC)
+    age = now - datetime.strptime(signed_at, _SIGNED_AT).replace(tzinfo=UTC)
+    if abs(age) > _SIGNED_WITHIN:
+        how, than = ("expired", "earlier") if age > timedelta() else ("not yet current", "later")
+        message = f"Signature {how}: {signed_at} is now {than} than {now:{_SIGNED_AT}} by more than 5 min."
+        raise RefusedError("InvalidSignatureException", message)

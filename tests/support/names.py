@@ -1,0 +1,38 @@
+"""A name that resolves to loopback until it is forgotten, as when a DNS server goes away; for one worker alone."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.support.preload import compiled
+
+NAME = "source.test"
+"""RFC 6761, section 6.2: no name server knows it."""
+
+
+class Names:
+    """What the processes started with its environment find when they look for `NAME`."""
+
+    def __init__(self, library: Path, gone: Path) -> None:
+        self._library, self._gone = library, gone
+
+    def environment(self) -> dict[str, str]:
+        return {"LD_PRELOAD": str(self._library), "NAME_SERVED": NAME, "NAME_GONE": str(self._gone)}
+
+    def forget(self) -> None:
+        """From now on it does not resolve."""
+        self._gone.touch()
+
+    def asked_in_vain(self) -> int:
+        """How often it was looked for since it was forgotten."""
+        return self._gone.stat().st_size
+
+    def remember(self) -> None:
+        """It resolves again."""
+        self._gone.unlink()
+
+
+@pytest.fixture
+def names(tmp_path: Path) -> Names:
+    """A name that resolves until it is forgotten."""
+    return Names(compiled(Path(__file__).with_suffix(".c"), tmp_path), tmp_path / "name-is-gone")
