@@ -8,6 +8,7 @@ import pytest
 
 from tests.support.clock import Clock
 from tests.support.commands import StartWorker
+from tests.support.outage import see_it_pause, see_it_recover
 from tests.support.outputs import verified
 from tests.support.proxy import OpenProxy
 from tests.support.site import Counts, OpenSite, Site
@@ -72,22 +73,10 @@ async def test_a_worker_whose_clock_is_wrong_takes_no_work_until_it_is_right(
     await site.send(site.job(keys[1]))
     [retried] = await worker.wait_for("job_retried")
     assert (retried["failure"], retried["code"]) == ("environment", "RequestTimeTooSkewed")
-    await site.polls_to_end()
     late = keys[2:]
-    for key in late:
-        await site.send(site.job(key))
-    await worker.wait_for("probe_failed", count=4)
-    assert (await site.counts()).visible >= len(late)
-
+    await see_it_pause(site, worker, late)
     clock.jump(0)
-    await worker.wait_for("breaker_closed")
-    done = await worker.wait_for("job_succeeded", count=len(keys))
-    await wait_until(site.is_drained, what="all messages to be deleted")
-    counts = {line["recording"].split("/")[1]: line["receive_count"] for line in done}
-    assert {counts[key] for key in late} == {1}
-    assert await site.dead_letter_counts() == Counts(visible=0, in_flight=0)
-    for key in keys:
-        await verified(site, key)
+    await see_it_recover(site, worker, late=late, jobs=len(keys))
 
 
 @pytest.mark.parametrize("wrong_by_s", [HOUR_S, -HOUR_S])

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.commands import StartWorker
+from tests.support.outage import see_it_pause, see_it_recover
 from tests.support.outputs import verified
 from tests.support.proxy import OpenProxy
 from tests.support.site import Counts, OpenSite, Site
@@ -31,22 +32,10 @@ async def test_a_server_that_goes_away_opens_the_breaker_and_no_job_is_lost_or_s
     for key in keys[1:3]:
         await site.send(site.job(key))
     await worker.wait_for("breaker_opened")
-    await site.polls_to_end()
     late = keys[3:]
-    for key in late:
-        await site.send(site.job(key))
-    await worker.wait_for("probe_failed", count=4)
-    assert (await site.counts()).visible >= len(late)
+    await see_it_pause(site, worker, late)
     await proxy.accept()
-    await worker.wait_for("breaker_closed")
-    done = await worker.wait_for("job_succeeded", count=len(keys))
-    await wait_until(site.is_drained, what="all messages to be deleted")
-
-    counts = {line["recording"].split("/")[1]: line["receive_count"] for line in done}
-    assert {counts[key] for key in late} == {1}
-    assert await site.dead_letter_counts() == Counts(visible=0, in_flight=0)
-    for key in keys:
-        await verified(site, key)
+    await see_it_recover(site, worker, late=late, jobs=len(keys))
 
 
 async def test_the_queue_goes_away_before_a_message_is_deleted_and_its_job_stays_done_once(

@@ -10,9 +10,10 @@ from tests.support.history import Call, Service
 from tests.support.http_faults import error
 from tests.support.imds import FakeImds
 from tests.support.names import NAME, Names
+from tests.support.outage import see_it_pause, see_it_recover
 from tests.support.outputs import verified
 from tests.support.proxy import OpenProxy
-from tests.support.site import Counts, Site
+from tests.support.site import Site
 from tests.support.stages import KEY, HoldJob
 from tests.support.tls import Authority, server_context
 from tests.support.waiting import wait_until
@@ -44,26 +45,15 @@ async def _suffer(site: Site, worker: Worker, last: str) -> None:
     await _let_go(site, last)
     await site.send(site.job(_EARLY))
     await worker.wait_for("breaker_opened")
-    await site.polls_to_end()
-    for key in _LATE:
-        await site.send(site.job(key))
-    await worker.wait_for("probe_failed", count=4)
-    assert (await site.counts()).visible >= len(_LATE)
+    await see_it_pause(site, worker, _LATE)
     failures = [line for line in worker.lines() if line.get("event") in {"job_retried", "job_waits", "job_failed"}]
     assert len(failures) <= _MOST_FAILURES
 
 
 async def _recover(site: Site, worker: Worker) -> None:
     """See that the worker goes on by itself once the outage is over, and that it cost nobody."""
-    await worker.wait_for("breaker_closed")
-    done = await worker.wait_for("job_succeeded", count=2 + len(_LATE))
-    await wait_until(site.is_drained, what="all messages to be deleted")
-    receives = {line["recording"].split("/")[1]: line["receive_count"] for line in done}
-    assert {receives[key] for key in _LATE} == {1}
+    receives = await see_it_recover(site, worker, late=_LATE, jobs=2 + len(_LATE))
     assert receives[_LAST] == 5
-    assert await site.dead_letter_counts() == Counts(visible=0, in_flight=0)
-    for key in receives:
-        await verified(site, key)
 
 
 @pytest.mark.parametrize(
