@@ -1,16 +1,14 @@
 """A recording that kills whatever process splits it ends as a dead letter; the others do not notice."""
 
 import asyncio
-import os
-import signal
 from pathlib import Path
 from typing import Any
 
 import orjson
 import pytest
 
-from tests.support.children import splitting
-from tests.support.commands import StartWorker, Worker
+from tests.support.children import kill_whatever_splits
+from tests.support.commands import StartWorker
 from tests.support.outputs import verified
 from tests.support.site import Counts, Site
 from tests.support.waiting import wait_until
@@ -19,16 +17,15 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 _POISON, _OTHERS = "poison.wav", [f"{number:02d}.wav" for number in range(24)]
 _MAX_RECEIVES = 3
-"""Not the usual 5: the wait between two attempts doubles."""
 
 
 async def test_a_job_that_always_kills_its_child_is_a_dead_letter_with_its_trail_and_costs_no_other(
     site: Site, start_worker: StartWorker, five_minutes: Path, speech: Path
 ) -> None:
-    await _set_max_receives(site)
+    await site.set_max_receives(_MAX_RECEIVES)
     await site.put_recordings({_POISON: five_minutes} | dict.fromkeys(_OTHERS, speech))
     worker = await start_worker(site, STT_PROCESSES="2")
-    killer = asyncio.create_task(_kill_whatever_splits(worker, five_minutes.stat().st_size))
+    killer = asyncio.create_task(kill_whatever_splits(worker, source_bytes=five_minutes.stat().st_size))
     await worker.wait_for("worker_started")
     first, *later = _OTHERS
     for key in (first, _POISON):
@@ -61,21 +58,6 @@ async def test_a_job_that_always_kills_its_child_is_a_dead_letter_with_its_trail
     assert await site.objects(f"{_POISON}/") == {}
     for key in _OTHERS:
         await verified(site, key)
-
-
-async def _kill_whatever_splits(worker: Worker, source_bytes: int) -> None:
-    """Kill each pool process in which a recording of this size is open."""
-    while True:
-        for pid in splitting(worker, source_bytes=source_bytes):
-            os.kill(pid, signal.SIGKILL)
-        await asyncio.sleep(0.02)
-
-
-async def _set_max_receives(site: Site) -> None:
-    url = site.services.queues.url
-    said = await site.sqs.get_queue_attributes(QueueUrl=url, AttributeNames=["RedrivePolicy"])
-    policy = orjson.loads(said["Attributes"]["RedrivePolicy"]) | {"maxReceiveCount": _MAX_RECEIVES}
-    await site.sqs.set_queue_attributes(QueueUrl=url, Attributes={"RedrivePolicy": orjson.dumps(policy).decode()})
 
 
 async def _trail(site: Site) -> list[tuple[int, str]]:

@@ -2,29 +2,24 @@
 
 `tox -e soak` runs it long; without more it is short. STT_TEST_SOAK_JOBS and STT_TEST_SOAK_SEED say how many jobs and
 which faults; STT_TEST_SOAK_JSON names a file to which the figures go, as a line.
-
-The source answers as slowly as the real one, so that the link and not these cores bounds the throughput.
 """
 
 import asyncio
-import io
 import os
 import random
 import secrets
 import time
-from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import orjson
 import pytest
-import soundfile
 
 from tests.soak.faults import RandomFault, Scene, drawn
 from tests.soak.fleet import SLOTS, Fleet
+from tests.soak.jobs import SOURCE_LATENCY_S, Commits, cuttings, reached
 from tests.support.commands import StartWorker
-from tests.support.gateway import Gateway
 from tests.support.http_faults import delay
 from tests.support.outputs import verified
 from tests.support.site import OpenSite, Site
@@ -32,14 +27,10 @@ from tests.support.sqs.fixture import OpenSqs
 from tests.support.sqs.queue import Skew
 from tests.support.waiting import wait_until
 
-if TYPE_CHECKING:
-    from tests.support.history import Call
-
 JOBS = int(os.environ.get("STT_TEST_SOAK_JOBS", "150"))
 SEED = int(os.environ.get("STT_TEST_SOAK_SEED") or secrets.randbits(32))
 
 WORKERS = 3
-SOURCE_LATENCY_S = 0.5
 VISIBILITY_TIMEOUT_S = 10
 JOBS_A_FAULT = 20
 SKEW = Skew(twice=0.01, late=0.01, late_s=2.0)
@@ -48,7 +39,6 @@ MEASURED_SHARE = 0.95
 """The last jobs wait for the visibility timeouts of those that were killed: they are done, but not timed."""
 VERIFIED = 50
 """Outputs that are decoded and held against their manifests; the invariants are checked for all."""
-RECORDING_S = (1.5, 6.0)
 
 _WORKER = {
     "STT_PROCESSES": "1",
@@ -82,24 +72,6 @@ class Figures:
     memory_bytes: tuple[int, int]
 
 
-class Commits:
-    """The manifests that were written, counted as they come."""
-
-    def __init__(self, gateway: Gateway) -> None:
-        self._calls = gateway.history.calls
-        self._seen = 0
-        self._open: list[Call] = []
-        self.by_key: Counter[str] = Counter()
-
-    def count(self) -> int:
-        """How many recordings have one by now."""
-        self._open += [c for c in self._calls[self._seen :] if c.operation == "PutObject" and c.is_of_manifest]
-        self._seen = len(self._calls)
-        self.by_key.update(call.key for call in self._open if call.served)
-        self._open = [call for call in self._open if call.served_status is None and call.ended_s is None]
-        return len(self.by_key)
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 async def test_nothing_is_lost_and_nothing_visible_twice_whatever_befalls_the_workers(
@@ -120,7 +92,7 @@ async def test_nothing_is_lost_and_nothing_visible_twice_whatever_befalls_the_wo
 
 async def _soak(site: Site, start_worker: StartWorker, speech: Path, count: int, plan: list[RandomFault]) -> Figures:
     rng = random.Random(SEED)  # noqa: S311 - no secret
-    recordings = _recordings(speech, rng)
+    recordings = cuttings(speech, rng)
     jobs = [site.job(f"{number:05d}.wav") for number in range(count)]
     await site.put_recordings({job["source_key"]: rng.choice(recordings) for job in jobs})
     site.gateway.fault("minio", "GetObject", delay(SOURCE_LATENCY_S))
@@ -131,14 +103,14 @@ async def _soak(site: Site, start_worker: StartWorker, speech: Path, count: int,
         for job in jobs:
             await site.send(job)
         scene = Scene(site, fleet, jobs, rng)
-        await _reached(commits, count // 5)
+        await reached(commits, count // 5)
         early = fleet.usage()
         async with asyncio.TaskGroup() as befalling:
             for number, fault in enumerate(plan):
                 # By the time that the last one strikes there is still work that it can strike.
-                await _reached(commits, int(number * JOBS_A_FAULT * 0.9))
+                await reached(commits, int(number * JOBS_A_FAULT * 0.9))
                 befalling.create_task(fault(scene))
-        await _reached(commits, int(count * MEASURED_SHARE))
+        await reached(commits, int(count * MEASURED_SHARE))
         elapsed_s, away_s = time.monotonic() - began_s, fleet.away_s
         await wait_until(site.is_drained, what="all messages to be deleted", timeout_s=120)
         late = fleet.usage()
@@ -161,10 +133,6 @@ async def _soak(site: Site, start_worker: StartWorker, speech: Path, count: int,
         )
 
 
-async def _reached(commits: Commits, count: int) -> None:
-    await wait_until(lambda: commits.count() >= count, what=f"{count} recordings to be done", timeout_s=600)
-
-
 async def _orphans(site: Site, jobs: list[dict[str, Any]], rng: random.Random) -> int:
     """How many objects no manifest lists; on the way, some outputs are looked at closely."""
     for job in rng.sample(jobs, min(VERIFIED, len(jobs))):
@@ -175,19 +143,6 @@ async def _orphans(site: Site, jobs: list[dict[str, Any]], rng: random.Random) -
         for name in ["metadata.json", *(segment["filename"] for segment in manifest["segments"])]
     }
     return sum(not key.startswith("failures/") for key in (await site.objects()).keys() - listed)
-
-
-def _recordings(speech: Path, rng: random.Random) -> list[bytes]:
-    """A few cuttings out of a recording, in seconds of speech."""
-    samples, rate_hz = soundfile.read(speech, dtype="int16")
-    cuttings = []
-    for _ in range(8):
-        length = int(rng.uniform(*RECORDING_S) * rate_hz)
-        start = rng.randrange(len(samples) - length)
-        file = io.BytesIO()
-        soundfile.write(file, samples[start : start + length], rate_hz, format="WAV", subtype="PCM_16")
-        cuttings.append(file.getvalue())
-    return cuttings
 
 
 def _tell(calm: Figures, rough: Figures) -> None:

@@ -1,5 +1,8 @@
 """The pool processes of a worker, looked at from outside."""
 
+import asyncio
+import os
+import signal
 from pathlib import Path
 
 import psutil
@@ -20,6 +23,14 @@ def children(worker: Worker) -> list[int]:
 def splitting(worker: Worker, *, source_bytes: int | None = None) -> list[int]:
     """Those of them that have a recording open, or one of this size."""
     return [pid for pid in children(worker) if _has_open(pid, source_bytes)]
+
+
+async def kill_whatever_splits(worker: Worker, *, source_bytes: int) -> None:
+    """Kill each pool process in which a recording of this size is open, until cancelled."""
+    while True:
+        for pid in splitting(worker, source_bytes=source_bytes):
+            os.kill(pid, signal.SIGKILL)
+        await asyncio.sleep(0.02)
 
 
 def _lives(process: psutil.Process) -> bool:

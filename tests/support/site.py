@@ -127,6 +127,13 @@ class Site:
         polls = self.history.of("sqs", "ReceiveMessage")
         await wait_until(lambda: all(poll.ended_s is not None for poll in polls), what="the polls under way to end")
 
+    async def set_max_receives(self, count: int) -> None:
+        """Let a message be received that often, not the usual 5 times: the wait between two attempts doubles."""
+        url = self.services.queues.url
+        said = await self.sqs.get_queue_attributes(QueueUrl=url, AttributeNames=["RedrivePolicy"])
+        policy = orjson.loads(said["Attributes"]["RedrivePolicy"]) | {"maxReceiveCount": count}
+        await self.sqs.set_queue_attributes(QueueUrl=url, Attributes={"RedrivePolicy": orjson.dumps(policy).decode()})
+
     async def is_drained(self) -> bool:
         """Whether the split queue holds nothing, neither waiting nor in flight."""
         return await self.counts() == Counts(visible=0, in_flight=0)
