@@ -1,6 +1,7 @@
 """bin/deploy itself, on two emulators: the stack made, changed, looked at and deleted, and a worker at work in it."""
 
 import json
+import signal
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -12,10 +13,12 @@ import pytest
 import pytest_asyncio
 
 from stt_async.fleet.template import PATH, read_template
+from stt_async.local.process import ChildProcess, plain_environment
 from tests.support.autoscaling_front import Front, open_front
 from tests.support.clouds import Cloud
-from tests.support.commands import Finished, run_command
+from tests.support.commands import Finished, command, run_command
 from tests.support.recordings import ROOT
+from tests.support.waiting import wait_until
 
 # Each starts a dozen commands.
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -38,10 +41,10 @@ class Desk:
         """What a command needs to speak to the emulator."""
         return self.cloud.environment() | {"AWS_ENDPOINT_URL_AUTO_SCALING": self.front.url}
 
-    async def run(self, command: str, stack: str, *options: str, **variables: str) -> Finished:
-        """Run `bin/deploy COMMAND --stack STACK OPTIONS`."""
+    async def run(self, name: str, stack: str, *options: str, typed: str = "", **variables: str) -> Finished:
+        """Run `bin/deploy NAME --stack STACK OPTIONS`."""
         return await run_command(
-            "deploy", command, "--stack", stack, *options, environment=self.environment() | variables
+            "deploy", name, "--stack", stack, *options, typed=typed, environment=self.environment() | variables
         )
 
     async def deploy(self, stack: str, *options: str, **parameters: str) -> Finished:
@@ -202,6 +205,48 @@ async def test_logs_are_lines_as_they_are(moto_desk: Desk) -> None:
     assert (shown.returncode, shown.stdout) == (0, line + "\n"), shown.stderr
 
 
+async def test_logs_that_follow_show_what_comes_once_until_ctrl_c(moto_desk: Desk, tmp_path: Path) -> None:
+    made = await moto_desk.deploy("followed", "--yes")
+    assert made.returncode == 0, made.stderr
+    lines = [f'{{"event":"poll","number":{number}}}' for number in range(3)]
+    async with moto_desk.cloud.client("logs") as logs:
+        group = {"logGroupName": "/stt-async/followed/workers", "logStreamName": "i-0"}
+        await logs.create_log_stream(**group)
+
+        async def log(line: str) -> None:
+            await logs.put_log_events(**group, logEvents=[{"timestamp": int(time.time() * 1000), "message": line}])
+
+        environment = plain_environment() | moto_desk.environment()
+        following = command("deploy", "logs", "--stack", "followed", "--follow")
+        async with ChildProcess(following, environment=environment, log=tmp_path / "followed.log") as process:
+            shown: list[str] = []
+
+            def is_shown() -> bool:
+                return process.log.read_text().splitlines() == shown
+
+            for line in lines:
+                await log(line)
+                shown.append(line)
+                await wait_until(is_shown, what=f"{len(shown)} lines to be shown, each once")
+            process.signal(signal.SIGINT)
+            assert await process.wait() == 130
+    assert is_shown()
+
+
+async def test_a_stack_is_deleted_by_who_types_its_name(moto_desk: Desk) -> None:
+    made = await moto_desk.deploy("typed", "--yes")
+    assert made.returncode == 0, made.stderr
+
+    refused = await moto_desk.run("delete", "typed", typed="yes\n")
+    assert refused.returncode == 2
+    assert "that is not typed: nothing was changed" in refused.stderr
+    assert (await moto_desk.status("typed"))["stack"] == "typed"
+
+    gone = await moto_desk.run("delete", "typed", typed="typed\n")
+    assert gone.returncode == 0, gone.stderr
+    assert (await moto_desk.run("status", "typed")).returncode == 2
+
+
 async def test_a_resource_that_fails_is_named_and_the_same_again_starts_anew(
     ministack_cloud: Cloud, tmp_path: Path
 ) -> None:
@@ -271,8 +316,8 @@ async def test_a_wrong_parameter_is_refused_before_any_call(
 async def test_aws_out_of_reach_is_a_sentence_and_3(moto_desk: Desk) -> None:
     nowhere = replace(moto_desk, cloud=replace(moto_desk.cloud, url=OFFLINE), front=Front(OFFLINE))
 
-    for command in ("status", "suspend", "delete"):
-        failed = await nowhere.run(command, "refused", STT_RETRY_TIMEOUT_S="0")
+    for name in ("status", "suspend", "delete"):
+        failed = await nowhere.run(name, "refused", STT_RETRY_TIMEOUT_S="0")
         assert (failed.returncode, failed.stderr.count("\n")) == (3, 1), failed.stderr
         assert "out of reach" in failed.stderr
 
@@ -300,7 +345,7 @@ async def test_buckets_that_are_not_there_are_named(moto_desk: Desk) -> None:
 
 
 async def test_a_stack_that_is_not_there_is_named(moto_desk: Desk) -> None:
-    for command in ("status", "suspend", "resume", "logs", "delete"):
-        failed = await moto_desk.run(command, "nobody")
+    for name in ("status", "suspend", "resume", "logs", "delete"):
+        failed = await moto_desk.run(name, "nobody")
         assert failed.returncode == 2
         assert "there is no stack nobody in us-east-1" in failed.stderr

@@ -46,19 +46,24 @@ class Finished:
         return _objects(self.stdout)
 
 
-async def run_command(*arguments: str, environment: dict[str, str], timeout_s: float = 60.0) -> Finished:
-    """Run `stt-async ARGUMENTS` to its end with this environment (and the few variables any process needs)."""
+async def run_command(
+    *arguments: str, environment: dict[str, str], typed: str = "", timeout_s: float = 60.0
+) -> Finished:
+    """Run `stt-async ARGUMENTS` to its end with this environment (and the few variables any process needs).
+
+    `typed` is what it is answered, if it asks.
+    """
     process = await asyncio.create_subprocess_exec(
-        *_command(*arguments),
+        *command(*arguments),
         env=plain_environment() | environment | {SENDER: arguments[0]},
         cwd=ROOT,
-        stdin=asyncio.subprocess.DEVNULL,
+        stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
     try:
         async with asyncio.timeout(timeout_s):
-            stdout, stderr = await process.communicate()
+            stdout, stderr = await process.communicate(typed.encode())
     finally:
         if process.returncode is None:
             process.kill()
@@ -175,7 +180,7 @@ async def start_worker(tmp_path: Path, open_site: OpenSite) -> AsyncIterator[Sta
             folder.mkdir(exist_ok=True)
             environment = site.environment() | {"STT_SCRATCH_DIR": str(folder), SENDER: name} | variables
             process = ChildProcess(
-                _command("worker", *options),
+                command("worker", *options),
                 environment=plain_environment() | environment,
                 directory=ROOT,
                 log=tmp_path / f"{name}.log",
@@ -232,7 +237,8 @@ def _look_at_scratch(lives: Sequence[Life]) -> None:
             life.left += [str(file) for file in sorted(life.scratch.iterdir())]
 
 
-def _command(*arguments: str) -> list[str]:
+def command(*arguments: str) -> list[str]:
+    """`stt-async ARGUMENTS`, as a program and its arguments."""
     return [sys.executable, "-m", "stt_async", *arguments]
 
 
