@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 import orjson
+import structlog
 
 from stt_async.errors import PermanentError
 from stt_async.job import SplitJob
@@ -20,6 +21,8 @@ from stt_async.services.aws import object_head, translated
 
 if TYPE_CHECKING:
     from types_aiobotocore_s3 import S3Client
+
+_log = structlog.get_logger()
 
 PREFIX = "failures/"
 STARTED = "started"
@@ -94,11 +97,17 @@ class Trail:
                 if found["Key"].endswith(CONDEMNED):
                     continue
                 answer = await self._client.get_object(Bucket=self._bucket, Key=found["Key"])
-                facts = orjson.loads(await answer["Body"].read())
-                crumbs.append(
-                    Breadcrumb(facts["attempt"], facts["event"], facts["host"], datetime.fromisoformat(facts["at"]))
-                )
+                try:
+                    crumbs.append(_breadcrumb(await answer["Body"].read()))
+                except (KeyError, TypeError, ValueError) as error:
+                    # Of somebody else's making: no reason for a recording not to be split.
+                    _log.warning("breadcrumb_unreadable", key=found["Key"], error=repr(error))
         return crumbs
+
+
+def _breadcrumb(data: bytes) -> Breadcrumb:
+    facts = orjson.loads(data)
+    return Breadcrumb(int(facts["attempt"]), str(facts["event"]), facts["host"], datetime.fromisoformat(facts["at"]))
 
 
 def _folder(job_id: str) -> str:

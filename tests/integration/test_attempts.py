@@ -96,6 +96,16 @@ async def test_job_that_lost_its_process_runs_alone_next_time_and_tells_of_all_a
     assert (await site.manifests())["speech.wav"]["status"] == "ok"
 
 
+@pytest.mark.parametrize("rubbish", [b"", b"<html>", b"[1, 2]", b'{"attempt": 1}'])
+async def test_what_somebody_else_left_among_the_breadcrumbs_stops_no_job(
+    pipeline: SplitPipeline, site: Site, speech: Path, rubbish: bytes
+) -> None:
+    await site.put_recordings({"speech.wav": speech})
+    await site.s3.put_object(Bucket=site.services.output_bucket, Key="failures/split-1/note.json", Body=rubbish)
+    await attempt(pipeline, site, 2)
+    assert (await site.manifests())["speech.wav"]["status"] == "ok"
+
+
 async def test_first_attempt_leaves_nothing_behind(pipeline: SplitPipeline, site: Site, speech: Path) -> None:
     await site.put_recordings({"speech.wav": speech})
     await attempt(pipeline, site, 1)
