@@ -109,6 +109,7 @@ async def test_a_certificate_that_expires_stops_the_receiving_until_it_is_renewe
     assert "certificate has expired" in opened["error"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variable", ["STT_MINIO_ENDPOINT", "AWS_ENDPOINT_URL_S3"])
 async def test_a_name_that_no_longer_resolves_stops_the_receiving_until_it_does(
     site: Site, start_worker: StartWorker, open_proxy: OpenProxy, *, speech: Path, names: Names, variable: str
