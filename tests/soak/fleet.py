@@ -103,8 +103,9 @@ class Fleet:
         assert await gone.worker.wait() == status
         self.lost += 1
         heir = await self._started(scratch=gone.worker.scratch if in_its_place else None)
-        self._instances[self._instances.index(gone)] = heir
         await heir.worker.wait_for("worker_started")
+        # Only now can the next fault befall it.
+        self._instances[self._instances.index(gone)] = heir
 
     def usage(self) -> Usage:
         """Of the worker that is never touched."""
