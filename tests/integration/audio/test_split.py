@@ -150,26 +150,19 @@ def test_a_full_disk_is_transient_and_leaves_nothing_behind(
     assert not list(out_dir.iterdir())
 
 
+# Not ru_maxrss, which a process takes over from the one that started it.
 _PEAK = """
-import sys, threading
+import sys
 from pathlib import Path
-import psutil
 from stt_async.audio.split import split
 from stt_async.params import SplitParams
-ended, private = threading.Event(), []
-def watch():
-    while not ended.wait(0.05):
-        private.append(psutil.Process().memory_full_info().uss)
-thread = threading.Thread(target=watch)
-thread.start()
 split(Path(sys.argv[1]), Path(sys.argv[2]), SplitParams())
-ended.set()
-thread.join()
-print(max(private) // 2**20)
+(peak,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:"))
+print(int(peak.split()[1]) // 1024)
 """
 
 
-def _peak_private_mb(path: Path, out_dir: Path) -> int:
+def _peak_mb(path: Path, out_dir: Path) -> int:
     done = subprocess.run([sys.executable, "-c", _PEAK, path, out_dir], capture_output=True, check=True, text=True)
     return int(done.stdout)
 
@@ -178,8 +171,7 @@ def _peak_private_mb(path: Path, out_dir: Path) -> int:
 @pytest.mark.timeout(600)
 def test_memory_does_not_grow_with_the_length(tmp_path: Path, out_dir: Path) -> None:
     peaks = []
-    # Both long enough for the peak to be seen by who looks 20 times a second.
-    for hours in (1.0, 4.0):
+    for hours in (0.1, 3.0):
         path = tmp_path / f"{hours}.wav"
         sf.write(path, np.empty(0, np.int16), SAMPLE_RATE_HZ)
         header = bytearray(path.read_bytes())
@@ -189,6 +181,7 @@ def test_memory_does_not_grow_with_the_length(tmp_path: Path, out_dir: Path) -> 
         path.write_bytes(header)
         with path.open("r+b") as file:
             file.truncate(len(header) + data_bytes)
-        peaks.append(_peak_private_mb(path, out_dir))
-    assert peaks[1] < 350
-    assert peaks[1] - peaks[0] < 15
+        peaks.append(_peak_mb(path, out_dir))
+    assert peaks[1] < 450
+    # What the longer one has more is 334 MB of samples.
+    assert peaks[1] - peaks[0] < 25
