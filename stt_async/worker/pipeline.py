@@ -103,7 +103,7 @@ class SplitPipeline:
             waited_s=time.monotonic() - started_s - times.busy_s,
         )
         spent = {
-            "receiving_s": round(fetched.receiving_s, 3),
+            "receiving_s": round(fetched.receiving_s, 6),  # a rate is made of it, of short downloads too
             "scratch_used_percent": scratch_used_percent,
             "stages": times.spans,
         }
