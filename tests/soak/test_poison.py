@@ -33,7 +33,7 @@ async def test_a_recording_that_kills_its_process_costs_the_others_little(
 
     calm = await _jobs_s(await site(), start_worker, speech, poison=None)
     rough = await _jobs_s(await site(), start_worker, speech, poison=five_minutes)
-    print(  # noqa: T201 - this is what it is run for
+    print(  # noqa: T201 - a figure to read, shown with -s
         f"\n{JOBS} jobs: {calm:.2f} jobs/s; with one that kills its process {MAX_RECEIVES} times beside them: "
         f"{rough:.2f} jobs/s, {rough / calm:.2f} of it"
     )
@@ -41,7 +41,7 @@ async def test_a_recording_that_kills_its_process_costs_the_others_little(
 
 async def _jobs_s(site: Site, start_worker: StartWorker, speech: Path, *, poison: Path | None) -> float:
     """Return how many jobs of the others a worker does in a second."""
-    rng = random.Random(5)  # noqa: S311 - no secret
+    rng = random.Random(5)  # noqa: S311 - chooses recordings, the same each time; no secret
     recordings = cuttings(speech, rng)
     keys = [f"{number:05d}.wav" for number in range(JOBS)]
     await site.set_max_receives(MAX_RECEIVES)
