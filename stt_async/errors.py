@@ -27,7 +27,7 @@ class LeaseLostError(SttError):
     """The message is no longer ours: abandon the job, neither commit nor delete."""
 
 
-class JobError(SttError):
+class ClassifiedError(SttError):
     """A job failed; `failure` decides what becomes of its message."""
 
     failure: ClassVar[Failure]
@@ -41,23 +41,23 @@ class JobError(SttError):
         return f"{self.code}: {self.message}"
 
 
-class PermanentError(JobError):
+class PermanentError(ClassifiedError):
     """Will fail every time (bad job, missing source, undecodable): to the dead-letter queue, with the reason."""
 
     failure = "permanent"
 
 
-class TransientError(JobError):
+class TransientError(ClassifiedError):
     """May work later (network, 5xx, throttling, disk full): back to the queue after a jittered wait."""
 
     failure = "transient"
 
 
-class SpoiltAttemptError(TransientError):
+class RetryJobError(TransientError):
     """This attempt cannot succeed any more, a new one may: not worth another try within the call."""
 
 
-class DependencyError(JobError):
+class DependencyError(ClassifiedError):
     """A service refuses us, maybe whatever the job: stop receiving until a probe succeeds."""
 
     failure = "environment"
@@ -67,7 +67,7 @@ class OutageError(DependencyError):
     """Out of reach, or our credentials ran out: never the trouble of one job. Worth another try within the call."""
 
 
-class WorkerLostError(JobError):
+class WorkerLostError(ClassifiedError):
     """The pool process of this job died or hung: the job is retried, SQS redrives it in the end."""
 
     failure = "worker_lost"

@@ -8,7 +8,7 @@ from typing import ParamSpec, TypeVar
 import structlog
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_before_delay, wait_random_exponential
 
-from stt_async.errors import JobError, OutageError, SpoiltAttemptError, TransientError
+from stt_async.errors import ClassifiedError, OutageError, RetryJobError, TransientError
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -54,7 +54,7 @@ def redelivery_delay_s(receive_count: int) -> int:
 
 
 def _may_pass(error: BaseException) -> bool:
-    if isinstance(error, SpoiltAttemptError):
+    if isinstance(error, RetryJobError):
         return False
     return isinstance(error, TransientError | OutageError)
 
@@ -62,5 +62,5 @@ def _may_pass(error: BaseException) -> bool:
 def _tell(state: RetryCallState) -> None:
     error = state.outcome.exception() if state.outcome else None
     wait_s = state.next_action.sleep if state.next_action else 0.0
-    code = error.code if isinstance(error, JobError) else None
+    code = error.code if isinstance(error, ClassifiedError) else None
     _log.warning("call_retried", attempt=state.attempt_number, wait_s=round(wait_s, 2), code=code, error=str(error))

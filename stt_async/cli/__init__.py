@@ -17,7 +17,7 @@ from rich.text import Text
 from stt_async import logs, metrics, settings
 from stt_async.cli.deployment import deploy
 from stt_async.cli.terminal import AsJson, EnvFile, err, out, print_json
-from stt_async.errors import JobError, SettingsError, SttError
+from stt_async.errors import ClassifiedError, SettingsError, SttError
 from stt_async.fleet.doctor import examine
 from stt_async.fleet.enqueue import Selection, preview
 from stt_async.fleet.enqueue import enqueue as send_jobs
@@ -203,7 +203,7 @@ def main() -> None:
         app()
     except SettingsError as error:
         _fail(str(error), USAGE)
-    except JobError as error:
+    except ClassifiedError as error:
         _fail(error.message, OUT_OF_REACH)
     except SttError as error:
         _fail(str(error), UNEXPECTED)

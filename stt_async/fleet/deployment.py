@@ -64,7 +64,7 @@ async def deploy(settings: Settings, order: Order, witness: Witness) -> Outcome:
     Raises:
         SettingsError: parameters, buckets, queues or the release are not what they must be.
         StackError: a resource failed; CloudFormation has rolled back.
-        JobError: AWS is out of reach.
+        ClassifiedError: AWS is out of reach.
     """
     given = _with_release(order)
     order.template.check(given)
@@ -120,7 +120,7 @@ async def delete(
     Raises:
         SettingsError: there is no such stack.
         StackError: a resource cannot be deleted.
-        JobError: AWS is out of reach, or instances do not end.
+        ClassifiedError: AWS is out of reach, or instances do not end.
     """
     kept: list[str] = []
 

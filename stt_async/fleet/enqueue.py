@@ -6,13 +6,13 @@ from pathlib import PurePosixPath
 
 from pydantic import ValidationError
 
+from stt_async.concurrency import gather_or_cancel
 from stt_async.job import AUDIO_SUFFIXES, SplitJob, split_job_id
 from stt_async.services.connections import Connections, connect
 from stt_async.services.queue import BATCH
 from stt_async.services.sink import ManifestHead
 from stt_async.services.source import SourceObject
 from stt_async.settings import Settings
-from stt_async.tasks import together
 
 CHUNK = 200
 """Recordings looked at and sent at once: 200 HEADs and 20 batches in flight, and all that is held in memory."""
@@ -55,7 +55,7 @@ async def enqueue(settings: Settings, selection: Selection, progress: Callable[[
         progress: Called after each chunk.
 
     Raises:
-        JobError: a service failed for longer than the retry policy allows. What was sent stays sent; the same
+        ClassifiedError: a service failed for longer than the retry policy allows. What was sent stays sent; the same
             command again goes on from there, and a job sent twice is done once.
     """
     async with connect(settings) as services:
@@ -63,7 +63,7 @@ async def enqueue(settings: Settings, selection: Selection, progress: Callable[[
 
         async def send(jobs: Sequence[SplitJob]) -> None:
             bodies = [job.body() for job in jobs]
-            await together(queue.send(bodies[start : start + BATCH]) for start in range(0, len(bodies), BATCH))
+            await gather_or_cancel(queue.send(bodies[start : start + BATCH]) for start in range(0, len(bodies), BATCH))
 
         return await _go_through(settings, services, selection, send, progress)
 
@@ -89,7 +89,7 @@ async def _go_through(
     digest = settings.split_params.digest()
     async for chunk in _chunks(services, settings.source_bucket, selection.prefix):
         jobs = _jobs(settings, chunk, summary)
-        heads = await together(services.sink.head_manifest(job.output_prefix) for job in jobs)
+        heads = await gather_or_cancel(services.sink.head_manifest(job.output_prefix) for job in jobs)
         condemned = await _condemned(services, selection, jobs, heads)
         wanted: list[SplitJob] = []
         for job, head in zip(jobs, heads, strict=True):
@@ -121,7 +121,7 @@ async def _condemned(
     if selection.retry_condemned:
         return set()
     open_jobs = [job for job, head in zip(jobs, heads, strict=True) if head is None]
-    found = await together(services.trail.is_condemned(job) for job in open_jobs)
+    found = await gather_or_cancel(services.trail.is_condemned(job) for job in open_jobs)
     return {job.job_id for job, hopeless in zip(open_jobs, found, strict=True) if hopeless}
 
 

@@ -7,10 +7,10 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from stt_async.concurrency import finish_despite_cancel
 from stt_async.errors import SttError
 from stt_async.fleet.account import Account, RejectedError
 from stt_async.fleet.template import Template
-from stt_async.tasks import to_the_end
 
 POLL_INTERVAL_S = 2.0
 
@@ -147,7 +147,7 @@ async def proposed(
         else:
             raise StackError(f"the change set of {name} failed: {made.get('StatusReason', 'no reason given')}")
     finally:
-        await to_the_end(_discard(account, stack_id, change_set_id))
+        await finish_despite_cancel(_discard(account, stack_id, change_set_id))
 
 
 async def execute(account: Account, proposal: Proposal, tell: Tell) -> Stack:

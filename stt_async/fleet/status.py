@@ -75,7 +75,7 @@ async def status(settings: Settings, name: str) -> Status:
 
     Raises:
         SettingsError: there is no such stack.
-        JobError: AWS is out of reach.
+        ClassifiedError: AWS is out of reach.
     """
     async with open_account(settings) as account:
         stack = await existing(account, name)

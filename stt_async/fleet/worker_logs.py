@@ -46,7 +46,7 @@ async def lines(settings: Settings, stack: str, *, since_s: float, pattern: str,
 
     Raises:
         SettingsError: there is no such stack, or it has no logs.
-        JobError: AWS is out of reach.
+        ClassifiedError: AWS is out of reach.
     """
     async with open_account(settings) as account:
         group = (await resources(account, await existing(account, stack))).get(GROUP)

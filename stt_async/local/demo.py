@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from stt_async.concurrency import gather_or_cancel
 from stt_async.errors import SttError
 from stt_async.local.files import LocalRecording, find_recordings
 from stt_async.local.inspection import problems
@@ -21,7 +22,6 @@ from stt_async.manifest import MANIFEST_NAME, Manifest, decode
 from stt_async.progress import progress
 from stt_async.services.trail import CONDEMNED
 from stt_async.services.trail import PREFIX as FAILURES
-from stt_async.tasks import together
 
 if TYPE_CHECKING:
     from types_aiobotocore_s3 import S3Client
@@ -101,7 +101,7 @@ async def _run(
     # The queues of a demo are gone with it; what it found to be unusable is in the bucket.
     reasons = await _condemned(services, s3) | await _dead_letters(services, sqs)
     segments = out / "segments"
-    accounts = await together(
+    accounts = await gather_or_cancel(
         _account(recording, reasons.get(recording.name), segments / recording.name, services, s3)
         for recording in recordings
     )
@@ -126,7 +126,7 @@ async def _load(recordings: Sequence[LocalRecording], services: LocalServices, s
         report(loaded, len(recordings))
 
     with progress("loading the source bucket") as report:
-        await together(put(recording) for recording in recordings)
+        await gather_or_cancel(put(recording) for recording in recordings)
 
 
 async def _enqueue(environment: Mapping[str, str], log: Path) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from stt_async.errors import JobError, PermanentError, SettingsError, TransientError
+from stt_async.errors import ClassifiedError, PermanentError, SettingsError, TransientError
 from stt_async.job import AUDIO_SUFFIXES, SplitJob, split_job_id
 from stt_async.manifest import MANIFEST_NAME, Manifest, build, decode, encode, settles
 from stt_async.params import SplitParams
@@ -36,7 +36,7 @@ class LocalResult:
 
     recording: LocalRecording
     manifest: Manifest | None
-    error: JobError | None
+    error: ClassifiedError | None
     skipped: bool
 
     def facts(self) -> dict[str, Any]:
@@ -117,7 +117,7 @@ async def _split_one(recording: LocalRecording, out: Path, pool: Pool, settings:
             partial.rename(folder)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
-    except JobError as error:
+    except ClassifiedError as error:
         return LocalResult(recording, None, error, skipped=False)
     except OSError as error:
         return LocalResult(recording, None, TransientError("file_error", str(error)), skipped=False)

@@ -22,10 +22,10 @@ from botocore.parsers import ResponseParserError
 
 from stt_async.errors import (
     UNREACHABLE,
+    ClassifiedError,
     DependencyError,
-    JobError,
     OutageError,
-    SpoiltAttemptError,
+    RetryJobError,
     TransientError,
 )
 from stt_async.settings import Settings
@@ -67,7 +67,7 @@ gives, and NTP sets the clock."""
 GONE = frozenset({"NoSuchBucket", "AWS.SimpleQueueService.NonExistentQueue", "QueueDoesNotExist", "PermanentRedirect"})
 """Error codes of a bucket or a queue that is not there."""
 
-SPOILT = frozenset({"NoSuchUpload"})
+ABORTED_UPLOAD = frozenset({"NoSuchUpload"})
 """Error codes after which a new attempt may succeed, but never the same call: somebody aborted this upload."""
 
 _TIMEOUT_S = 30
@@ -143,11 +143,11 @@ def error_code(error: ClientError) -> str:
     return str(error.response.get("Error", {}).get("Code", "unknown"))
 
 
-def _meaning(service: str, error: ClientError) -> JobError:
+def _meaning(service: str, error: ClientError) -> ClassifiedError:
     code = error_code(error)
     sentence = f"{service} answered {code} to {error.operation_name}: {error.response.get('Error', {}).get('Message')}"
-    if code in SPOILT:
-        return SpoiltAttemptError(code, sentence)
+    if code in ABORTED_UPLOAD:
+        return RetryJobError(code, sentence)
     return refusal(code, sentence) or TransientError(code, sentence)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import orjson
 from botocore.exceptions import ClientError
 
-from stt_async.errors import DependencyError, JobError, LeaseLostError, TransientError
+from stt_async.errors import ClassifiedError, DependencyError, LeaseLostError, TransientError
 from stt_async.retry import Retry
 from stt_async.services.aws import error_code, translated
 
@@ -134,7 +134,7 @@ class JobQueue:
         """
         await self._retry(self._settle, "delete_message", message)
 
-    async def dead_letter(self, message: Message, error: JobError) -> None:
+    async def dead_letter(self, message: Message, error: ClassifiedError) -> None:
         """Copy a message to the dead-letter queue, body unchanged, with the reason as attributes; then delete it.
 
         Of a body that leaves no room for the reason the beginning is copied, and `body_bytes` says how long it was (a

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 import structlog
 from botocore.exceptions import ClientError
 
-from stt_async.errors import JobError, TransientError
+from stt_async.concurrency import finish_despite_cancel, gather_or_cancel
+from stt_async.errors import ClassifiedError, TransientError
 from stt_async.manifest import MANIFEST_NAME, Manifest, decode, encode
 from stt_async.retry import Retry
 from stt_async.services.aws import error_code, object_head, translated
 from stt_async.services.gate import Gate
-from stt_async.tasks import to_the_end, together
 
 if TYPE_CHECKING:
     from types_aiobotocore_s3 import S3Client
@@ -174,7 +174,7 @@ class Sink:
     async def _put_multipart(self, file: Path, key: str) -> None:
         # Not upload_fileobj: cancelled, it leaves the upload open and its tasks running (aioboto3 15.5).
         async with self._multipart_upload(key, _content_type(file)) as upload_id:
-            parts = await together(
+            parts = await gather_or_cancel(
                 self._retry(self._put_part, key, upload_id, number, partial(_read, file, offset, self._chunksize_bytes))
                 for number, offset in self._part_offsets(file)
             )
@@ -187,7 +187,7 @@ class Sink:
         try:
             yield await asyncio.shield(creating)
         except BaseException:
-            await to_the_end(self._abort(key, creating))
+            await finish_despite_cancel(self._abort(key, creating))
             raise
 
     def _part_offsets(self, file: Path) -> Iterator[tuple[int, int]]:
@@ -238,7 +238,7 @@ class Sink:
         try:
             async with asyncio.timeout(ABORT_TIMEOUT_S):
                 await self._abort_upload(key, await creating)
-        except (JobError, TimeoutError) as error:
+        except (ClassifiedError, TimeoutError) as error:
             _log.warning("multipart_abort_failed", key=key, error=str(error))
 
     async def _abort_abandoned(self, prefix: str) -> None:
@@ -250,7 +250,7 @@ class Sink:
                     if "/" not in key.removeprefix(prefix):
                         await self._retry(self._abort_upload, key, upload_id)
                         _log.info("multipart_abandoned_aborted", key=key)
-        except (JobError, TimeoutError) as error:
+        except (ClassifiedError, TimeoutError) as error:
             _log.warning("multipart_abort_failed", key=prefix, error=str(error))
 
     async def _list_uploads(self, prefix: str) -> list[tuple[str, str]]:

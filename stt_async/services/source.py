@@ -13,7 +13,7 @@ from botocore.exceptions import ClientError
 from miniopy_async.api import Minio
 from miniopy_async.error import InvalidResponseError, MinioException, S3Error, ServerError
 
-from stt_async.errors import UNREACHABLE, DependencyError, JobError, OutageError, PermanentError, TransientError
+from stt_async.errors import UNREACHABLE, ClassifiedError, DependencyError, OutageError, PermanentError, TransientError
 from stt_async.job import SplitJob
 from stt_async.retry import Retry
 from stt_async.services.aws import error_code, refusal, translated
@@ -266,7 +266,7 @@ def _translated(what: str) -> Iterator[None]:
         raise TransientError("connection_broken", f"{what}: {str(error) or type(error).__name__}") from error
 
 
-def _meaning(what: str, error: MinioException) -> JobError | _ReplacedError:
+def _meaning(what: str, error: MinioException) -> ClassifiedError | _ReplacedError:
     match error:
         case S3Error():
             code, status = error.code or "", error.response.status

@@ -7,12 +7,12 @@ from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
 from typing import Any
 
+from stt_async.concurrency import run_unless
 from stt_async.services.autoscaling import open_group
 from stt_async.services.connections import Connections, connect
 from stt_async.services.imds import open_imds
 from stt_async.services.queue import JobQueue
 from stt_async.settings import Settings
-from stt_async.tasks import unless
 from stt_async.worker.breaker import Breaker
 from stt_async.worker.daemon import Daemon, stop_when_empty
 from stt_async.worker.delivery import Deliveries
@@ -57,7 +57,7 @@ async def work(settings: Settings, *watches: Watch) -> Counter[str]:
         How many jobs ended how, by the events of their log lines.
 
     Raises:
-        JobError: preflight found a service out of order; nothing was received.
+        ClassifiedError: preflight found a service out of order; nothing was received.
     """
     faulthandler.enable()  # systemd's watchdog ends us by SIGABRT: leave a word of where we were stuck
     notify(settings.notify_socket, "STATUS=preflight", f"EXTEND_TIMEOUT_USEC={START_TIMEOUT_S * 1e6:.0f}")
@@ -74,7 +74,7 @@ async def work(settings: Settings, *watches: Watch) -> Counter[str]:
             async with AsyncExitStack() as stack:
                 services = await stack.enter_async_context(connect(settings))
                 async with membership.joining():
-                    pipeline = await unless(stop.wait(), _open_pipeline(settings, services, stack))
+                    pipeline = await run_unless(stop.wait(), _open_pipeline(settings, services, stack))
                 if pipeline is None:
                     return Counter()
                 notify(settings.notify_socket, "READY=1")

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 
 import structlog
 
-from stt_async.errors import JobError, OutageError
+from stt_async.errors import ClassifiedError, OutageError
 
 _log = structlog.get_logger()
 
@@ -24,14 +24,14 @@ class Breaker:
     fails, this is an outage. An OutageError is one without it.
 
     Args:
-        probe: Raises a JobError while any service is out of order.
+        probe: Raises a ClassifiedError while any service is out of order.
     """
 
     def __init__(self, probe: Callable[[], Awaitable[object]]) -> None:
         self._probe = probe
         self._open = asyncio.Event()
         self._verdict: asyncio.Future[bool] | None = None
-        self._sign: JobError | None = None
+        self._sign: ClassifiedError | None = None
         self.closed = asyncio.Event()
         self.closed.set()
 
@@ -40,11 +40,11 @@ class Breaker:
         """Whether it is open, and not on a mere suspicion."""
         return self._verdict is not None and self._verdict.done() and self._verdict.result()
 
-    async def confirms(self, error: JobError) -> bool:
+    async def confirms(self, error: ClassifiedError) -> bool:
         """Open because of `error`, and tell whether it is an outage, or the trouble of one job alone."""
         return await asyncio.shield(self.trip(error))
 
-    def trip(self, error: JobError) -> asyncio.Future[bool]:
+    def trip(self, error: ClassifiedError) -> asyncio.Future[bool]:
         """Open because of `error`; return the verdict, which may still be to come."""
         if self._verdict is None:
             self._verdict = asyncio.get_running_loop().create_future()
@@ -87,7 +87,7 @@ class Breaker:
         except TimeoutError:
             _log.warning("probe_failed", code="timeout", error=f"no answer within {PROBE_TIMEOUT_S:.0f} s")
             return False
-        except JobError as error:
+        except ClassifiedError as error:
             _log.warning("probe_failed", code=error.code, error=error.message)
             return False
         return True

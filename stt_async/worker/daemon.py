@@ -6,9 +6,9 @@ from collections.abc import Awaitable, Callable
 
 import structlog
 
-from stt_async.errors import DependencyError, JobError
+from stt_async.concurrency import finish_despite_cancel, first_of
+from stt_async.errors import ClassifiedError, DependencyError
 from stt_async.services.queue import JobQueue
-from stt_async.tasks import first_of, to_the_end
 from stt_async.worker.breaker import Breaker
 from stt_async.worker.delivery import Deliveries, Delivery
 from stt_async.worker.stop import Stop
@@ -83,7 +83,7 @@ class Daemon:
             self._stop.request("cancelled", within_s=0)
             raise
         finally:
-            await to_the_end(self._drain())
+            await finish_despite_cancel(self._drain())
             _log.info("worker_stopped", **self._deliveries.tally)
 
     async def triage(self) -> None:
@@ -135,7 +135,7 @@ class Daemon:
             return
         try:
             messages = poll.result()
-        except JobError as error:
+        except ClassifiedError as error:
             self._empty_s = 0.0
             _log.warning("receive_failed", code=error.code, error=error.message)
             if isinstance(error, DependencyError):
@@ -178,7 +178,7 @@ async def stop_when_empty(queue: JobQueue, stop: Stop, *, drain_timeout_s: float
             return
         try:
             empty = empty + 1 if (await queue.depth()).empty else 0
-        except JobError as error:
+        except ClassifiedError as error:
             empty = 0
             _log.warning("depth_unknown", code=error.code, error=error.message)
     stop.request("queue_empty", within_s=drain_timeout_s)

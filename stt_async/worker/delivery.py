@@ -10,10 +10,17 @@ from typing import Any, Protocol
 
 import structlog
 
-from stt_async.errors import DependencyError, JobError, LeaseLostError, OutageError, PermanentError, TransientError
+from stt_async.concurrency import finish_despite_cancel, gather_or_cancel
+from stt_async.errors import (
+    ClassifiedError,
+    DependencyError,
+    LeaseLostError,
+    OutageError,
+    PermanentError,
+    TransientError,
+)
 from stt_async.retry import redelivery_delay_s
 from stt_async.services.queue import JobQueue, Message
-from stt_async.tasks import to_the_end, together
 from stt_async.worker.breaker import Breaker
 from stt_async.worker.lease import Lease, Leases
 from stt_async.worker.pipeline import Outcome
@@ -28,7 +35,7 @@ class Pipeline(Protocol):
     """What is done with a message."""
 
     async def run(self, lease: Lease) -> Outcome:
-        """Do the job of the message held, or raise a JobError."""
+        """Do the job of the message held, or raise a ClassifiedError."""
 
 
 @dataclass(slots=True, eq=False)
@@ -95,7 +102,7 @@ class Deliveries:
 
     async def give_back(self, messages: Sequence[Message], *, rest_s: int = 0) -> None:
         """Give messages back whose jobs have not begun, or do not run any more."""
-        await together(self._release(message, rest_s) for message in messages)
+        await gather_or_cancel(self._release(message, rest_s) for message in messages)
 
     def give_up(self, task: asyncio.Task[None], *, rest_s: int = 0) -> None:
         """Cancel a job under way, and give its message back."""
@@ -126,19 +133,19 @@ class Deliveries:
             self._tell("job_lease_lost", error=str(error))
         except asyncio.CancelledError:
             # Done already, it only waited for the end of its last heartbeat.
-            await to_the_end(self._conclude(delivery, outcome) if outcome else self._part_with(delivery))
+            await finish_despite_cancel(self._conclude(delivery, outcome) if outcome else self._part_with(delivery))
             raise
-        except JobError as error:
-            await to_the_end(self._fail(message, error))
+        except ClassifiedError as error:
+            await finish_despite_cancel(self._fail(message, error))
         else:
-            await to_the_end(self._conclude(delivery, outcome))
+            await finish_despite_cancel(self._conclude(delivery, outcome))
 
     async def _do(self, delivery: Delivery, lease: Lease) -> Outcome:
         """Run the job: once, but on its last receive as often as an outage is what it fails by.
 
         Raises:
             OutageError: another receive is left to wait it out.
-            JobError: the job's own failure.
+            ClassifiedError: the job's own failure.
         """
         limit = asyncio.timeout(self._job_timeout_s)
         try:
@@ -154,7 +161,7 @@ class Deliveries:
                     _log.warning("job_waits", code=delivery.waits_for.code, error=delivery.waits_for.message)
                     await self._breaker.closed.wait()
                     delivery.waits_for, lease.fetched = None, False
-        except (JobError, LeaseLostError):
+        except (ClassifiedError, LeaseLostError):
             raise
         except Exception as error:  # the outermost: a bug costs its own job alone, and is told with its traceback
             if limit.expired():
@@ -185,7 +192,7 @@ class Deliveries:
         self._tell(outcome.event, seconds=round(time.monotonic() - delivery.started_s, 3), **outcome.facts)
         await self._settle(self._queue.delete(delivery.message))
 
-    async def _fail(self, message: Message, error: JobError) -> None:
+    async def _fail(self, message: Message, error: ClassifiedError) -> None:
         """Dead-letter what will never work, and what was tried for the last time; let the rest come again later."""
         facts = {"failure": error.failure, "code": error.code, "error": error.message}
         if isinstance(error, PermanentError) or self._is_last(message):
@@ -219,7 +226,7 @@ class Deliveries:
         try:
             async with asyncio.timeout(SETTLE_TIMEOUT_S):
                 await call
-        except (JobError, LeaseLostError, TimeoutError) as error:
+        except (ClassifiedError, LeaseLostError, TimeoutError) as error:
             _log.warning("message_unsettled", error=str(error) or type(error).__name__)
 
     def _is_last(self, message: Message) -> bool:

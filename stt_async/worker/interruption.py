@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 import structlog
 
-from stt_async.errors import JobError
+from stt_async.errors import ClassifiedError
 from stt_async.services.imds import Imds, SpotNotice
 from stt_async.worker.membership import Membership
 from stt_async.worker.stop import Stop
@@ -66,7 +66,7 @@ class Interruptions:
         name = look.__name__
         try:
             await look()
-        except JobError as error:
+        except ClassifiedError as error:
             if not self._failing:
                 _log.warning("imds_failing", code=error.code, error=error.message)
             self._failing.add(name)

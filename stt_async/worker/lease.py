@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import structlog
 
-from stt_async.errors import JobError, LeaseLostError
+from stt_async.concurrency import finish_despite_cancel
+from stt_async.errors import ClassifiedError, LeaseLostError
 from stt_async.services.queue import BATCH, JobQueue, Message, is_lost
-from stt_async.tasks import to_the_end
 from stt_async.worker.lag import LagMeter
 
 _log = structlog.get_logger()
@@ -91,14 +91,14 @@ class Leases:
         self._held.add(lease)
         try:
             yield lease
-        except (asyncio.CancelledError, JobError) as error:
-            # A JobError, too: of the clean-up, or in the same moment. Whoever has the message now sees for himself.
+        except (asyncio.CancelledError, ClassifiedError) as error:
+            # A lost lease takes precedence over a ClassifiedError, which the clean-up may raise.
             if lease.lost is not None and task.uncancel() == 0:
                 raise LeaseLostError(lease.lost) from error
             raise
         finally:
             self._held.discard(lease)
-            await to_the_end(self._wait_for_beat())
+            await finish_despite_cancel(self._wait_for_beat())
 
     async def run(self) -> None:
         """Beat until cancelled."""
@@ -128,7 +128,7 @@ class Leases:
         try:
             async with asyncio.timeout(min(HEARTBEAT_TIMEOUT_S, self._margin_s)):
                 failed = await self._queue.extend([lease.message for lease in leases], self._visibility_timeout_s)
-        except (JobError, TimeoutError) as error:
+        except (ClassifiedError, TimeoutError) as error:
             _log.warning("heartbeat_failed", messages=len(leases), error=str(error) or type(error).__name__)
             failed = {lease.message.receipt_handle: "unreachable" for lease in leases}
         for lease in self._held.intersection(leases):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import structlog
 
-from stt_async.errors import JobError
+from stt_async.errors import ClassifiedError
 from stt_async.retry import Retry
 from stt_async.services.autoscaling import NO_ACTION, Group, Result
 from stt_async.worker.stop import Stop
@@ -89,7 +89,7 @@ class Membership:
         try:
             async with asyncio.timeout(CALL_TIMEOUT_S):
                 await self._group.terminate_this_instance()
-        except (JobError, TimeoutError) as error:
+        except (ClassifiedError, TimeoutError) as error:
             _log.warning("idle_termination_failed", idle_s=round(empty_s), error=_text(error))
             return
         _log.info("idle_terminated", idle_s=round(empty_s))
@@ -103,7 +103,7 @@ class Membership:
             try:
                 async with asyncio.timeout(CALL_TIMEOUT_S):
                     await self._group.heartbeat(self._hooks.termination)
-            except (JobError, TimeoutError) as error:
+            except (ClassifiedError, TimeoutError) as error:
                 _log.warning("lifecycle_heartbeat_failed", error=_text(error))
             await asyncio.sleep(HEARTBEAT_INTERVAL_S)
 
@@ -119,9 +119,9 @@ class Membership:
                     await group.complete(hook, result)
                 else:
                     await retry(group.complete, hook, result)
-        except (JobError, TimeoutError) as error:
+        except (ClassifiedError, TimeoutError) as error:
             # The worker was started again, say: its instance has joined long ago.
-            nothing_waits = isinstance(error, JobError) and error.code == NO_ACTION
+            nothing_waits = isinstance(error, ClassifiedError) and error.code == NO_ACTION
             tell = _log.info if nothing_waits else _log.warning
             tell("lifecycle_action_not_completed", hook=hook, result=result, error=_text(error))
         else:

@@ -10,6 +10,7 @@ from typing import Any
 
 import structlog
 
+from stt_async.concurrency import gather_or_cancel
 from stt_async.errors import PermanentError, WorkerLostError
 from stt_async.job import SplitJob, parse_split_job
 from stt_async.manifest import Manifest, build, settles
@@ -17,7 +18,6 @@ from stt_async.params import SplitLimits, SplitParams
 from stt_async.services.sink import Sink, Standing
 from stt_async.services.source import Source
 from stt_async.services.trail import STARTED, Breadcrumb, Trail
-from stt_async.tasks import together
 from stt_async.worker.footprint import Footprints
 from stt_async.worker.lease import Lease
 from stt_async.worker.pool import Pool, Split
@@ -61,7 +61,7 @@ class SplitPipeline:
         """Do the job of a message held. When this returns, its manifest is durable and the message may be deleted.
 
         Raises:
-            JobError: its class tells what becomes of the message.
+            ClassifiedError: its class tells what becomes of the message.
             LeaseLostError: the message is another worker's now, so nothing was committed.
         """
         started_s = time.monotonic()
@@ -89,7 +89,7 @@ class SplitPipeline:
                 segment_bytes=_segment_bytes(manifest),
             )
             with times.stage("put"):
-                await together(
+                await gather_or_cancel(
                     self.sink.put(folder / "out" / name, job.output_prefix + name) for name in manifest.object_names()
                 )
                 lease.require()

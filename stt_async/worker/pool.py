@@ -12,11 +12,11 @@ from typing import ParamSpec, TypeVar
 
 import structlog
 
+from stt_async.concurrency import finish_despite_cancel, gather_or_cancel
 from stt_async.errors import TransientError, WorkerLostError
 from stt_async.manifest import SplitResult
 from stt_async.params import SplitLimits, SplitParams
 from stt_async.settings import Settings
-from stt_async.tasks import to_the_end, together
 from stt_async.worker.budget import Budget
 from stt_async.worker.child import Child, ChildLostError
 
@@ -93,7 +93,7 @@ class Pool:
             TransientError: one could not.
         """
         try:
-            await together(self._warm() for _ in range(self._processes))
+            await gather_or_cancel(self._warm() for _ in range(self._processes))
         except ChildLostError as lost:
             _tell(lost)
             reason = f"{lost}, {lost.__cause__!r}"
@@ -131,7 +131,7 @@ class Pool:
         """Lend a child, of those that are idle the one that is so for longest; one that comes back busy is ended."""
         while not self._idle:
             # To the end even when cancelled: the child is the next one's then.
-            await to_the_end(asyncio.to_thread(self._fork))
+            await finish_despite_cancel(asyncio.to_thread(self._fork))
         child = self._idle.popleft()
         try:
             if not child.idle:
@@ -141,7 +141,7 @@ class Pool:
             if child.idle and not child.worn:
                 self._idle.append(child)
             else:
-                await to_the_end(self._retire(child))
+                await finish_despite_cancel(self._retire(child))
 
     async def _retire(self, child: Child) -> None:
         if child.idle:

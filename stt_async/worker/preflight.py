@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 
-from stt_async.errors import JobError
+from stt_async.errors import ClassifiedError
 from stt_async.services.connections import Connections
 from stt_async.settings import Settings
 
@@ -30,7 +30,7 @@ class Check:
     """One thing looked at."""
 
     name: str
-    error: JobError | None
+    error: ClassifiedError | None
     detail: str
 
     @property
@@ -40,10 +40,10 @@ class Check:
 
 
 async def look(name: str, call: Callable[[], Awaitable[str]], advice: str) -> Check:
-    """Look at one thing: `call` returns a word for people, or raises a JobError; then `advice` says what to do."""
+    """Run one check: `call` returns a detail or raises a ClassifiedError, to which `advice` is appended."""
     try:
         return Check(name, None, await call())
-    except JobError as error:
+    except ClassifiedError as error:
         return Check(name, error, f"{error.message}. {advice}")
 
 

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
 from typing import Any, cast
 
-from stt_async.errors import JobError, SttError
+from stt_async.errors import ClassifiedError, SttError
 from stt_async.job import SplitJob
 from stt_async.manifest import Manifest, Recording, Segment, SplitResult, build
 from stt_async.params import SplitParams
@@ -73,9 +73,9 @@ class FakeQueue(JobQueue):
         self.settle_error: SttError | None = None
         self.beats: list[list[str]] = []
         self.beat_gate: asyncio.Event | None = None
-        self.beat_error: JobError | None = None
+        self.beat_error: ClassifiedError | None = None
         self.beat_codes: dict[str, str] = {}
-        self.depths: list[Depth | JobError] = []
+        self.depths: list[Depth | ClassifiedError] = []
         self.looks = 0
 
     async def receive(self, *, most: int, wait_time_s: int, visibility_timeout_s: int) -> list[Message]:
@@ -107,14 +107,14 @@ class FakeQueue(JobQueue):
     async def delete(self, message: Message) -> None:
         self._settled("delete", message, None)
 
-    async def dead_letter(self, message: Message, error: JobError) -> None:
+    async def dead_letter(self, message: Message, error: ClassifiedError) -> None:
         self._settled("dead_letter", message, error.code)
 
     async def depth(self) -> Depth:
         self.looks += 1
         await asyncio.sleep(0)
         depth = self.depths.pop(0) if len(self.depths) > 1 else self.depths[0]
-        if isinstance(depth, JobError):
+        if isinstance(depth, ClassifiedError):
             raise depth
         return depth
 

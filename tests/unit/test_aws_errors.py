@@ -19,12 +19,12 @@ from botocore.exceptions import (
 
 from stt_async.errors import (
     UNREACHABLE,
+    ClassifiedError,
     DependencyError,
-    JobError,
     LeaseLostError,
     OutageError,
     PermanentError,
-    SpoiltAttemptError,
+    RetryJobError,
     TransientError,
 )
 from stt_async.services.aws import error_code, translated
@@ -33,15 +33,15 @@ URL = "https://sqs.us-east-1.amazonaws.com/"
 
 
 def test_an_upload_that_was_aborted_is_not_tried_again_within_the_call() -> None:
-    assert type(meaning(answer("NoSuchUpload"))) is SpoiltAttemptError
+    assert type(meaning(answer("NoSuchUpload"))) is RetryJobError
 
 
 def answer(code: str) -> ClientError:
     return ClientError({"Error": {"Code": code, "Message": "because"}}, "SendMessage")
 
 
-def meaning(error: BaseException) -> JobError:
-    with pytest.raises(JobError) as caught, translated("SQS"):
+def meaning(error: BaseException) -> ClassifiedError:
+    with pytest.raises(ClassifiedError) as caught, translated("SQS"):
         raise error
     assert caught.value.__cause__ is error
     assert "SQS" in caught.value.message

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from stt_async.errors import UNREACHABLE, DependencyError, JobError, OutageError, TransientError
+from stt_async.errors import UNREACHABLE, ClassifiedError, DependencyError, OutageError, TransientError
 from stt_async.worker import breaker as breaker_module
 from stt_async.worker.breaker import Breaker
 from tests.unit.fakes import beside, until
@@ -21,7 +21,7 @@ def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
 class Probe:
     """Fails with the errors it is given, then succeeds."""
 
-    def __init__(self, *errors: JobError) -> None:
+    def __init__(self, *errors: ClassifiedError) -> None:
         self.errors = list(errors)
         self.calls = 0
 
@@ -48,7 +48,7 @@ async def test_it_opens_at_once_even_before_its_task_runs() -> None:
 
 
 @pytest.mark.parametrize("error", [REFUSED, TransientError("InternalError", "500")], ids=lambda e: e.failure)
-async def test_it_stays_open_until_the_probe_succeeds(error: JobError) -> None:
+async def test_it_stays_open_until_the_probe_succeeds(error: ClassifiedError) -> None:
     probe = Probe(error, error, error)
     breaker = Breaker(probe)
     breaker.trip(REFUSED)

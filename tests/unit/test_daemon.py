@@ -10,8 +10,8 @@ import pytest
 
 from stt_async.errors import (
     UNREACHABLE,
+    ClassifiedError,
     DependencyError,
-    JobError,
     LeaseLostError,
     OutageError,
     PermanentError,
@@ -611,7 +611,7 @@ class TestStopWhenEmpty:
 
     async def test_a_queue_that_does_not_answer_is_asked_again(self) -> None:
         queue, stop = FakeQueue(), Stop()
-        error: JobError = OutageError(UNREACHABLE, "no route")
+        error: ClassifiedError = OutageError(UNREACHABLE, "no route")
         queue.depths = [EMPTY, error, EMPTY, error, EMPTY, EMPTY]
         async with asyncio.timeout(PATIENCE_S):
             await stop_when_empty(queue, stop, drain_timeout_s=LONG_S)

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 import pytest
 import structlog
 
-from stt_async.errors import UNREACHABLE, JobError, LeaseLostError, OutageError, TransientError
+from stt_async.errors import UNREACHABLE, ClassifiedError, LeaseLostError, OutageError, TransientError
 from stt_async.services.queue import Message
 from stt_async.worker import lease as lease_module
 from stt_async.worker.lease import Lease, Leases
@@ -33,7 +33,7 @@ async def beating(queue: FakeQueue, visibility_timeout_s: int = VISIBILITY_S) ->
 class Holder:
     """A task that holds a message until told to let go."""
 
-    def __init__(self, leases: Leases, held: Message, body: Callable[[], JobError] | None = None) -> None:
+    def __init__(self, leases: Leases, held: Message, body: Callable[[], ClassifiedError] | None = None) -> None:
         self._leases = leases
         self._message = held
         self._body = body
@@ -125,7 +125,7 @@ async def test_a_message_that_sqs_says_is_not_ours_is_lost_at_once(code: str) ->
 @pytest.mark.parametrize(
     "error", [TransientError("InternalError", "500"), OutageError(UNREACHABLE, "gone")], ids=lambda e: e.code
 )
-async def test_a_heartbeat_that_fails_is_sent_again_while_there_is_time(error: JobError) -> None:
+async def test_a_heartbeat_that_fails_is_sent_again_while_there_is_time(error: ClassifiedError) -> None:
     queue = FakeQueue()
     queue.beat_error = error
     async with beating(queue) as leases:

@@ -8,7 +8,7 @@ from botocore.exceptions import ClientError
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stt_async.errors import DependencyError, JobError, LeaseLostError, PermanentError, TransientError
+from stt_async.errors import ClassifiedError, DependencyError, LeaseLostError, PermanentError, TransientError
 from stt_async.retry import Retry
 from stt_async.services.queue import Depth, JobQueue, _attribute, is_lost, open_queue
 from tests.unit.fakes import message
@@ -230,6 +230,6 @@ async def test_a_queue_is_found_by_name_or_url_with_its_dead_letter_queue(name: 
 )
 async def test_a_queue_that_will_not_do_is_told_by_name(answer: object) -> None:
     sqs: Any = Sqs(get_queue_attributes=[answer])
-    with pytest.raises(JobError, match="1/jobs") as caught:
+    with pytest.raises(ClassifiedError, match="1/jobs") as caught:
         await open_queue(sqs, "https://sqs/1/jobs", RETRY)
     assert isinstance(caught.value, DependencyError)

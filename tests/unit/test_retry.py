@@ -12,7 +12,7 @@ from stt_async.errors import (
     LeaseLostError,
     OutageError,
     PermanentError,
-    SpoiltAttemptError,
+    RetryJobError,
     TransientError,
     WorkerLostError,
 )
@@ -55,7 +55,7 @@ async def test_what_may_pass_is_tried_again(error: Exception) -> None:
     [
         PermanentError("source_missing", "gone"),
         DependencyError("AccessDenied", "no"),
-        SpoiltAttemptError("NoSuchUpload", "aborted"),
+        RetryJobError("NoSuchUpload", "aborted"),
         WorkerLostError("child_died", "exit code -9"),
         LeaseLostError("not ours"),
         ZeroDivisionError("a bug"),

@@ -10,7 +10,7 @@ from typing import Any, Self
 import pytest
 from botocore.exceptions import ClientError
 
-from stt_async.errors import DependencyError, PermanentError, SpoiltAttemptError, TransientError
+from stt_async.errors import DependencyError, PermanentError, RetryJobError, TransientError
 from stt_async.manifest import encode
 from stt_async.retry import Retry
 from stt_async.services.sink import ManifestHead, Sink
@@ -189,7 +189,7 @@ async def test_an_upload_that_somebody_aborted_needs_a_new_attempt(
     if standing is not None:
         s3.objects["a.mp3/segments.tar"] = standing
     s3.troubles["complete"] = [abort]
-    with pytest.raises(SpoiltAttemptError, match="NoSuchUpload"):
+    with pytest.raises(RetryJobError, match="NoSuchUpload"):
         await sink.put(tar, "a.mp3/segments.tar")
 
 

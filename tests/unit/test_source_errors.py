@@ -10,7 +10,7 @@ import aiohttp
 import pytest
 from miniopy_async.error import InvalidResponseError, MinioException, S3Error, ServerError
 
-from stt_async.errors import UNREACHABLE, DependencyError, JobError, OutageError, PermanentError, TransientError
+from stt_async.errors import UNREACHABLE, ClassifiedError, DependencyError, OutageError, PermanentError, TransientError
 from stt_async.services.source import _ReplacedError, _translated
 
 WHAT = "MinIO (audio/amdo/001.mp3)"
@@ -60,8 +60,8 @@ def connector_error(kind: type[aiohttp.ClientConnectorError], cause: Any) -> aio
     # The same in every process: xdist compares them.
     ids=lambda value: re.sub(r"<Mock id='\d+'>", "connection", ascii(value)) if isinstance(value, Exception) else "",
 )
-def test_each_error_has_its_class(error: Exception, kind: type[JobError], code: str) -> None:
-    with pytest.raises(JobError) as caught, _translated(WHAT):
+def test_each_error_has_its_class(error: Exception, kind: type[ClassifiedError], code: str) -> None:
+    with pytest.raises(ClassifiedError) as caught, _translated(WHAT):
         raise error
     assert type(caught.value) is kind
     assert caught.value.code == code

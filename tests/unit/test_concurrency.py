@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from stt_async.tasks import first_of, to_the_end, together
+from stt_async.concurrency import finish_despite_cancel, first_of, gather_or_cancel
 from tests.unit.fakes import PATIENCE_S, until
 
 
@@ -45,12 +45,12 @@ def _others() -> set[asyncio.Task[object]]:
 
 
 async def test_to_the_end_returns_the_result() -> None:
-    assert await to_the_end(_give(7)) == 7
+    assert await finish_despite_cancel(_give(7)) == 7
 
 
 async def test_to_the_end_raises_the_error() -> None:
     with pytest.raises(ValueError, match="broken"):
-        await to_the_end(_fail(ValueError("broken")))
+        await finish_despite_cancel(_fail(ValueError("broken")))
 
 
 @pytest.mark.parametrize("times", [1, 2, 5])
@@ -62,7 +62,7 @@ async def test_to_the_end_finishes_however_often_it_is_cancelled(times: int) -> 
         await go.wait()
         finished = True
 
-    task = asyncio.create_task(to_the_end(work()))
+    task = asyncio.create_task(finish_despite_cancel(work()))
     for _ in range(times):
         await asyncio.sleep(0)
         task.cancel()
@@ -82,7 +82,7 @@ async def test_to_the_end_raises_the_cancellation_rather_than_the_error() -> Non
         await go.wait()
         raise ValueError("broken")
 
-    task = asyncio.create_task(to_the_end(work()))
+    task = asyncio.create_task(finish_despite_cancel(work()))
     await asyncio.sleep(0)
     task.cancel()
     go.set()
@@ -101,14 +101,14 @@ async def test_together_returns_results_in_order() -> None:
         first.set()
         return 2
 
-    assert await together([slow(), quick()]) == [1, 2]
-    assert await together([]) == []
+    assert await gather_or_cancel([slow(), quick()]) == [1, 2]
+    assert await gather_or_cancel([]) == []
 
 
 async def test_together_raises_the_bare_error_and_leaves_no_task() -> None:
     lingering = Lingering()
     with pytest.raises(ValueError, match="broken"):
-        await together([lingering.run(), _fail(ValueError("broken"))])
+        await gather_or_cancel([lingering.run(), _fail(ValueError("broken"))])
     assert lingering.cleaned
     assert not _others()
 
@@ -117,13 +117,13 @@ async def test_together_failed_leaves_no_cancellation_behind() -> None:
     me = asyncio.current_task()
     assert me is not None
     with pytest.raises(ValueError, match="broken"):
-        await together([Lingering().run(), _fail(ValueError("broken"))])
+        await gather_or_cancel([Lingering().run(), _fail(ValueError("broken"))])
     assert me.cancelling() == 0
 
 
 async def test_together_cancelled_cancels_all() -> None:
     lingering = [Lingering(), Lingering()]
-    task = asyncio.create_task(together(each.run() for each in lingering))
+    task = asyncio.create_task(gather_or_cancel(each.run() for each in lingering))
     await until(lambda: all(each.started for each in lingering))
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -134,7 +134,7 @@ async def test_together_cancelled_cancels_all() -> None:
 
 async def test_together_stays_cancelled_when_a_work_fails_at_its_cancellation() -> None:
     lingering = Lingering(ValueError("broken while cleaning up"))
-    task = asyncio.create_task(together([lingering.run()]))
+    task = asyncio.create_task(gather_or_cancel([lingering.run()]))
     await until(lambda: lingering.started)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):

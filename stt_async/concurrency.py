@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
-async def to_the_end(work: Coroutine[Any, Any, T]) -> T:
+async def finish_despite_cancel(work: Coroutine[Any, Any, T]) -> T:
     """Await `work` to its end even when cancelled meanwhile; the cancellation is raised afterwards.
 
     For what must not stay half done: deleting or releasing a message, aborting an upload. Bound it by a timeout.
@@ -25,7 +25,7 @@ async def to_the_end(work: Coroutine[Any, Any, T]) -> T:
     return task.result()
 
 
-async def together(works: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+async def gather_or_cancel(works: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
     """Await all, at once, and return their results in order; when one fails, cancel the rest and raise its error."""
     tasks = [asyncio.create_task(work) for work in works]
     done = await _race(tasks, asyncio.FIRST_EXCEPTION)
@@ -39,14 +39,14 @@ async def first_of(*works: Coroutine[Any, Any, object]) -> None:
         task.result()
 
 
-async def unless(event: Coroutine[Any, Any, object], work: Coroutine[Any, Any, T]) -> T | None:
+async def run_unless(event: Coroutine[Any, Any, object], work: Coroutine[Any, Any, T]) -> T | None:
     """Await `work` and return what it returns; if `event` ends first, cancel it and return None."""
     working = asyncio.create_task(work)
     try:
         await first_of(asyncio.wait({working}), event)
     finally:
         working.cancel()
-        await to_the_end(_ended([working]))
+        await finish_despite_cancel(_ended([working]))
     return None if working.cancelled() else working.result()
 
 
@@ -63,7 +63,7 @@ async def _race(tasks: Sequence[asyncio.Task[T]], return_when: str) -> list[asyn
     finally:
         for task in tasks:
             task.cancel()
-        await to_the_end(_ended(tasks))
+        await finish_despite_cancel(_ended(tasks))
     return [task for task in tasks if task in done]
 
 
