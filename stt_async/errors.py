@@ -1,6 +1,14 @@
-"""What can go wrong with a job, by what happens to its message.
+"""What can go wrong, by what happens to the message of the job.
 
-Every class takes a short `code` (stable, for logs and the dead-letter queue) and a sentence for people.
+    ClassifiedError
+    ├── PermanentError        dead letter, with the reason
+    ├── TransientError        back to the queue after a delay with jitter
+    │   └── RetryJobError     the same, and no retry within the attempt
+    ├── DependencyError       a service refuses this process; a probe decides whether it refuses everyone
+    │   └── OutageError       it does: receiving stops, and no receive is spent on it
+    └── WorkerLostError       the pool process died or hung: back to the queue
+
+Each has a short `code`, stable for logs and dead letters, and a sentence for people.
 """
 
 from typing import ClassVar, Literal
@@ -12,7 +20,7 @@ UNREACHABLE = "unreachable"
 """Code of a service that does not answer at all."""
 
 DISK_FULL = "disk_full"
-"""Code of a job for which there was no space left: fewer are let in at once."""
+"""Code of a job that found no disk space. Fewer jobs are admitted at once for a while."""
 
 
 class SttError(Exception):
@@ -20,15 +28,15 @@ class SttError(Exception):
 
 
 class SettingsError(SttError):
-    """The settings are missing something or contradict each other: exit code 2."""
+    """Settings are missing or contradict each other: exit code 2."""
 
 
 class LeaseLostError(SttError):
-    """The message is no longer ours: abandon the job, neither commit nor delete."""
+    """Another worker may hold the message: abandon the job, neither commit nor delete."""
 
 
 class ClassifiedError(SttError):
-    """A job failed; `failure` decides what becomes of its message."""
+    """A failure with a class; `failure` decides what happens to the message."""
 
     failure: ClassVar[Failure]
 
@@ -42,32 +50,32 @@ class ClassifiedError(SttError):
 
 
 class PermanentError(ClassifiedError):
-    """Will fail every time (bad job, missing source, undecodable): to the dead-letter queue, with the reason."""
+    """Fails every time: a bad job, a missing source, an undecodable recording."""
 
     failure = "permanent"
 
 
 class TransientError(ClassifiedError):
-    """May work later (network, 5xx, throttling, disk full): back to the queue after a jittered wait."""
+    """May work later: network, 5xx, throttling, a full disk."""
 
     failure = "transient"
 
 
 class RetryJobError(TransientError):
-    """This attempt cannot succeed any more, a new one may: not worth another try within the call."""
+    """The attempt cannot succeed any more, a new attempt may: a retry of the same call is useless."""
 
 
 class DependencyError(ClassifiedError):
-    """A service refuses us, maybe whatever the job: stop receiving until a probe succeeds."""
+    """A service refuses this process, perhaps whatever the job: the breaker opens and probes."""
 
     failure = "environment"
 
 
 class OutageError(DependencyError):
-    """Out of reach, or our credentials ran out: never the trouble of one job. Worth another try within the call."""
+    """A service is out of reach, or credentials ran out: never the fault of one job. A retry of the call may help."""
 
 
 class WorkerLostError(ClassifiedError):
-    """The pool process of this job died or hung: the job is retried, SQS redrives it in the end."""
+    """The pool process of the job died or hung. SQS redrives the message after `maxReceiveCount` receives."""
 
     failure = "worker_lost"

@@ -1,13 +1,13 @@
-"""What goes out: metadata.json, and the names of the objects it lists.
+"""The manifest, metadata.json, and the names of the objects that it lists.
 
-A recording's output exists if and only if its manifest does; the manifest is written last.
+A recording's output exists if and only if its manifest does. The manifest is written last.
 """
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from importlib.resources import files
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import orjson
 from pydantic import TypeAdapter, ValidationError
@@ -35,6 +35,11 @@ class Recording:
     declared_duration_s: float | None
     decoded_duration_s: float
     truncated: bool
+
+    @property
+    def pcm_bytes(self) -> int:
+        """Size of the decoded recording as 16 kHz 16 bit mono PCM."""
+        return int(self.decoded_duration_s * SAMPLE_RATE_HZ * 2)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,91 +113,94 @@ class Manifest:
     archive: Archive | None
     segments: tuple[Segment, ...]
 
+    @classmethod
+    def from_result(
+        cls, job: SplitJob, result: SplitResult, params: SplitParams, *, source_etag: str | None, processed_at: datetime
+    ) -> Self:
+        """Make the manifest of a job from the result of its split.
+
+        Args:
+            job: The job, whose names and metadata the manifest repeats.
+            result: What was decoded and written.
+            params: The parameters of the split.
+            source_etag: ETag of the bytes that were read, without quotes.
+            processed_at: Now, with a time zone.
+        """
+        return cls(
+            job_id=job.job_id,
+            source_bucket=job.source_bucket,
+            source_key=job.source_key,
+            output_bucket=job.output_bucket,
+            output_prefix=job.output_prefix,
+            processed_at=processed_at,
+            total_segments=len(result.segments),
+            max_segment_duration=params.max_speech_duration_s,
+            metadata=job.metadata,
+            schema=SCHEMA_VERSION,
+            status="ok" if result.segments else "no_speech",
+            source_etag=source_etag,
+            recording=result.recording,
+            speech_s=result.speech_s,
+            dropped_speech_s=result.dropped_speech_s,
+            dropped_runs=result.dropped_runs,
+            clipped_samples=result.clipped_samples,
+            sample_rate_hz=SAMPLE_RATE_HZ,
+            layout=params.layout,
+            format=params.format,
+            params=asdict(params),
+            params_sha256=params.digest(),
+            versions=dict(result.versions),
+            archive=result.archive,
+            segments=result.segments,
+        )
+
+    @staticmethod
+    def from_json(data: bytes) -> "Manifest":
+        """Parse a metadata.json.
+
+        Raises:
+            PermanentError: `foreign_manifest`: it is not one of ours, and only `"replace": true` overwrites it.
+        """
+        try:
+            return _ADAPTER.validate_json(data)
+        except ValidationError as error:
+            first = error.errors()[0]
+            path = ".".join(str(part) for part in first["loc"])
+            raise PermanentError(
+                "foreign_manifest",
+                f"there is a {MANIFEST_NAME} that this version cannot read ({path}: {first['msg']}); "
+                'send the job with "replace": true to overwrite it',
+            ) from error
+
+    def to_json(self) -> bytes:
+        """Return metadata.json: UTF-8, indented so that people can read it."""
+        return orjson.dumps(self, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
+
     def object_names(self) -> list[str]:
-        """Return the names of the objects it lists, below its prefix and without itself."""
+        """Return the names of the objects that it lists, relative to its prefix and without its own."""
         if self.archive is not None:
             return [self.archive.filename]
         return [segment.filename for segment in self.segments]
 
+    @property
+    def segment_bytes(self) -> int:
+        """Size of all segments together."""
+        return sum(segment.bytes for segment in self.segments)
+
+    def matches(self, job: SplitJob, params: SplitParams, *, source_etag: str | None) -> bool:
+        """Return whether it is the result that a job asks for: the same source bytes and the same parameters.
+
+        Without an ETag on either side, the source is the same if bucket, key and (where the job has it) size are.
+        """
+        return (
+            (self.source_bucket, self.source_key) == (job.source_bucket, job.source_key)
+            and self.params_sha256 == params.digest()
+            and (source_etag is None or self.source_etag is None or self.source_etag == source_etag)
+            and (job.source_size is None or self.recording.source_bytes == job.source_size)
+        )
+
 
 _ADAPTER = TypeAdapter(Manifest)
-
-
-def build(
-    job: SplitJob, result: SplitResult, params: SplitParams, *, source_etag: str | None, processed_at: datetime
-) -> Manifest:
-    """Put together the manifest of a job from what the split found.
-
-    Args:
-        job: The job, whose names and metadata it echoes.
-        result: What was decoded and written.
-        params: The parameters it was made with.
-        source_etag: ETag of the bytes that were read, without quotes.
-        processed_at: Now, with a time zone.
-    """
-    return Manifest(
-        job_id=job.job_id,
-        source_bucket=job.source_bucket,
-        source_key=job.source_key,
-        output_bucket=job.output_bucket,
-        output_prefix=job.output_prefix,
-        processed_at=processed_at,
-        total_segments=len(result.segments),
-        max_segment_duration=params.max_speech_duration_s,
-        metadata=job.metadata,
-        schema=SCHEMA_VERSION,
-        status="ok" if result.segments else "no_speech",
-        source_etag=source_etag,
-        recording=result.recording,
-        speech_s=result.speech_s,
-        dropped_speech_s=result.dropped_speech_s,
-        dropped_runs=result.dropped_runs,
-        clipped_samples=result.clipped_samples,
-        sample_rate_hz=SAMPLE_RATE_HZ,
-        layout=params.layout,
-        format=params.format,
-        params=asdict(params),
-        params_sha256=params.digest(),
-        versions=dict(result.versions),
-        archive=result.archive,
-        segments=result.segments,
-    )
-
-
-def encode(manifest: Manifest) -> bytes:
-    """Return metadata.json: UTF-8, indented, for people too."""
-    return orjson.dumps(manifest, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
-
-
-def decode(data: bytes) -> Manifest:
-    """Parse a metadata.json.
-
-    Raises:
-        PermanentError: `foreign_manifest`, when it is not one of ours; it is never overwritten unasked.
-    """
-    try:
-        return _ADAPTER.validate_json(data)
-    except ValidationError as error:
-        first = error.errors()[0]
-        path = ".".join(str(part) for part in first["loc"])
-        raise PermanentError(
-            "foreign_manifest",
-            f"there is a {MANIFEST_NAME} that this version cannot read ({path}: {first['msg']}); "
-            'send the job with "replace": true to write over it',
-        ) from error
-
-
-def settles(manifest: Manifest, job: SplitJob, params: SplitParams, *, source_etag: str | None) -> bool:
-    """Tell whether `manifest` is the result this job asks for: the same source bytes and the same parameters.
-
-    Without an ETag on either side the source counts as the same when bucket, key and, where the job has it, size are.
-    """
-    return (
-        (manifest.source_bucket, manifest.source_key) == (job.source_bucket, job.source_key)
-        and manifest.params_sha256 == params.digest()
-        and (source_etag is None or manifest.source_etag is None or manifest.source_etag == source_etag)
-        and (job.source_size is None or manifest.recording.source_bytes == job.source_size)
-    )
 
 
 def json_schema() -> dict[str, Any]:

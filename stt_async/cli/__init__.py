@@ -115,8 +115,8 @@ def enqueue(
     replace: Annotated[
         bool, typer.Option("--replace", help="Also what was made from other parameters or another source.")
     ] = False,
-    retry_condemned: Annotated[
-        bool, typer.Option("--retry-condemned", help="Also what could not be split before, though it is the same.")
+    retry_unsplittable: Annotated[
+        bool, typer.Option("--retry-unsplittable", help="Also what could not be split before, though it is the same.")
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Look and count, send nothing.")] = False,
     as_json: AsJson = False,
@@ -130,7 +130,7 @@ def enqueue(
         prefix=f"{collection.rstrip('/')}/" if collection else prefix or "",
         limit=limit,
         replace=replace,
-        retry_condemned=retry_condemned,
+        retry_unsplittable=retry_unsplittable,
     )
 
     with progress("sending jobs") as report:
@@ -141,7 +141,7 @@ def enqueue(
         return
     out.print(
         f"{summary.listed} objects listed: {summary.done} done already, {summary.other_params} made from other "
-        f"parameters or another source, {summary.condemned} known to be unusable, {summary.not_audio} not audio",
+        f"parameters or another source, {summary.unsplittable} known to be unusable, {summary.not_audio} not audio",
         highlight=False,
     )
     for key in summary.unusable_keys:
@@ -190,7 +190,7 @@ def demo(
                     out.print(f"export {name}={shlex.quote(value)}", markup=False, highlight=False)
                 out.print("the services are up, with these settings, until Ctrl-C", highlight=False)
                 await asyncio.Event().wait()
-            return all(account.settled for account in shown.accounts)
+            return all(outcome.accounted_for for outcome in shown.outcomes)
 
     if not asyncio.run(run()):
         raise typer.Exit(UNEXPECTED)
@@ -229,17 +229,17 @@ def _split_table(results: list[LocalResult]) -> Table:
 
 def _show_demonstration(shown: Demonstration) -> None:
     table = _results_table()
-    for account in shown.accounts:
-        if account.manifest is None:
-            reason = "lost" if account.dead_letter is None else f"dead-lettered: {account.dead_letter}"
-            table.add_row(Text(account.name), "", "", "", Text(reason))
+    for outcome in shown.outcomes:
+        if outcome.manifest is None:
+            reason = "lost" if outcome.dead_letter is None else f"dead-lettered: {outcome.dead_letter}"
+            table.add_row(Text(outcome.name), "", "", "", Text(reason))
         else:
-            status = "; ".join(account.problems) or _status(account.manifest)
-            table.add_row(Text(account.name), *_manifest_cells(account.manifest), Text(status))
+            status = "; ".join(outcome.problems) or _status(outcome.manifest)
+            table.add_row(Text(outcome.name), *_manifest_cells(outcome.manifest), Text(status))
     out.print(table)
-    settled = sum(account.settled for account in shown.accounts)
+    accounted_for = sum(outcome.accounted_for for outcome in shown.outcomes)
     out.print(
-        f"{settled} of {len(shown.accounts)} recordings accounted for: {shown.done_before} were done before, "
+        f"{accounted_for} of {len(shown.outcomes)} recordings accounted for: {shown.done_before} were done before, "
         f"{shown.sent} jobs were sent; every segment was checked against its manifest",
         highlight=False,
     )

@@ -15,7 +15,7 @@ from stt_async import settings
 from stt_async.cli.terminal import AsJson, EnvFile, err, print_json, say, tell
 from stt_async.errors import SettingsError
 from stt_async.fleet import artifact, deployment, group, worker_logs
-from stt_async.fleet.account import Account, open_account
+from stt_async.fleet.account import AwsAccount, open_account
 from stt_async.fleet.stack import Event, Proposal, Stack
 from stt_async.fleet.status import Status
 from stt_async.fleet.status import status as look
@@ -211,10 +211,10 @@ def delete(*, stack: StackName = STACK, yes: Yes = False, dry_run: DryRun = Fals
 def _hold(
     stack: str,
     env_file: Path | None,
-    act: Callable[[Account, str, Sequence[str]], Awaitable[None]] | None,
+    act: Callable[[AwsAccount, str, Sequence[str]], Awaitable[None]] | None,
     done: str,
 ) -> None:
-    async def run() -> group.Group:
+    async def run() -> group.FleetGroup:
         async with open_account(settings.load(env_file)) as account:
             found = await deployment.group_of(account, stack)
             if act is not None:

@@ -47,7 +47,7 @@ class RejectedError(SettingsError):
 
 
 @dataclass(frozen=True, slots=True)
-class Account:
+class AwsAccount:
     """The clients, all of one region, and the retry policy of every call."""
 
     region: str
@@ -94,7 +94,7 @@ class Account:
 
 
 @asynccontextmanager
-async def open_account(settings: Settings) -> AsyncIterator[Account]:
+async def open_account(settings: Settings) -> AsyncIterator[AwsAccount]:
     """Make the clients, and close them at the end."""
     async with (
         operator_client(settings, "cloudformation") as cloudformation,
@@ -104,7 +104,7 @@ async def open_account(settings: Settings) -> AsyncIterator[Account]:
         s3_client(settings) as s3,
         sqs_client(settings) as sqs,
     ):
-        yield Account(
+        yield AwsAccount(
             region=settings.aws_region,
             cloudformation=cloudformation,
             autoscaling=autoscaling,

@@ -8,7 +8,7 @@ from typing import Literal, Protocol
 from stt_async.errors import SettingsError
 from stt_async.fleet import group as groups
 from stt_async.fleet import stack as stacks
-from stt_async.fleet.account import Account, open_account
+from stt_async.fleet.account import AwsAccount, open_account
 from stt_async.fleet.artifact import sha256
 from stt_async.fleet.release import check_buckets, check_queues, is_uploaded, release_key, upload
 from stt_async.fleet.stack import Event, Proposal, Stack
@@ -139,7 +139,7 @@ async def delete(
     return kept
 
 
-async def existing(account: Account, name: str) -> Stack:
+async def existing(account: AwsAccount, name: str) -> Stack:
     """Return a stack.
 
     Raises:
@@ -153,13 +153,13 @@ async def existing(account: Account, name: str) -> Stack:
     return stack
 
 
-async def find_group(account: Account, stack: Stack) -> groups.Group | None:
+async def find_group(account: AwsAccount, stack: Stack) -> groups.FleetGroup | None:
     """Return the group of a stack; None if it has none, yet or any more."""
     name = (await stacks.resources(account, stack)).get(GROUP)
     return None if name is None else await groups.find(account, name)
 
 
-async def group_of(account: Account, name: str) -> groups.Group:
+async def group_of(account: AwsAccount, name: str) -> groups.FleetGroup:
     """Return the group of a deployment.
 
     Raises:
@@ -193,7 +193,7 @@ def _check_state(stack: Stack | None) -> None:
     )
 
 
-async def _hold_zones(account: Account, stack: Stack | None) -> None:
+async def _hold_zones(account: AwsAccount, stack: Stack | None) -> None:
     """Keep the group from ending busy instances to even out the zones."""
     group = None if stack is None else await find_group(account, stack)
     if group is not None and groups.NEVER not in group.suspended:

@@ -8,7 +8,7 @@ from stt_async.errors import TransientError
 from stt_async.services.connections import connect
 from stt_async.settings import Settings
 from stt_async.worker.pool import open_pool
-from stt_async.worker.preflight import Check, checks, look
+from stt_async.worker.preflight import Check, checks, run_check
 
 PATIENCE_S = 5.0
 """How long one call to a service is tried: somebody is waiting at a terminal."""
@@ -36,8 +36,8 @@ async def examine(settings: Settings) -> AsyncIterator[Check]:
         async with open_pool(settings.model_copy(update={"processes": 1})):
             return "a pool child loaded it"
 
-    yield await look(f"scratch {settings.scratch_dir}", scratch, "Name a folder that can be written: STT_SCRATCH_DIR")
-    yield await look("model", model, "Is the environment whole? Remove .venv, and bin/doctor makes it anew")
+    yield await run_check(f"scratch {settings.scratch_dir}", scratch, "Set STT_SCRATCH_DIR to a writable folder")
+    yield await run_check("model", model, "Is the environment whole? Remove .venv, and bin/doctor makes it anew")
     async with connect(patient) as services:
         async for check in checks(services, patient):
             yield check
@@ -45,7 +45,7 @@ async def examine(settings: Settings) -> AsyncIterator[Check]:
         async def uploads() -> str:
             return f"{await services.sink.count_open_uploads()} open; a job aborts those of earlier attempts at it"
 
-        yield await look(
+        yield await run_check(
             f"multipart uploads in {settings.output_bucket}",
             uploads,
             "Workers do without, but leave the uploads of killed attempts to the bucket's lifecycle rule: "

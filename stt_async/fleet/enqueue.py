@@ -27,7 +27,7 @@ class Summary:
     done: int = 0
     other_params: int = 0
     """Already split, but from other parameters or another source: they stand unless told to replace."""
-    condemned: int = 0
+    unsplittable: int = 0
     """Found before to be no recording that can be split; left out unless told to try again."""
     unusable_keys: list[str] = field(default_factory=list)
     sent: int = 0
@@ -42,7 +42,7 @@ class Selection:
     limit: int | None = None
     replace: bool = False
     """Send those again that were made from other parameters or another source."""
-    retry_condemned: bool = False
+    retry_unsplittable: bool = False
     """Send those again that could not be split, though their bytes are the same."""
 
 
@@ -90,13 +90,13 @@ async def _go_through(
     async for chunk in _chunks(services, settings.source_bucket, selection.prefix):
         jobs = _jobs(settings, chunk, summary)
         heads = await gather_or_cancel(services.sink.head_manifest(job.output_prefix) for job in jobs)
-        condemned = await _condemned(services, selection, jobs, heads)
+        unsplittable = await _unsplittable(services, selection, jobs, heads)
         wanted: list[SplitJob] = []
         for job, head in zip(jobs, heads, strict=True):
             if len(wanted) + summary.sent == selection.limit:
                 break
-            if job.job_id in condemned:
-                summary.condemned += 1
+            if job.job_id in unsplittable:
+                summary.unsplittable += 1
             elif head is None:
                 wanted.append(job)
             elif head.params_sha256 == digest and head.source_etag in {job.source_etag, ""}:
@@ -114,14 +114,14 @@ async def _go_through(
     return summary
 
 
-async def _condemned(
+async def _unsplittable(
     services: Connections, selection: Selection, jobs: Sequence[SplitJob], heads: Sequence[ManifestHead | None]
 ) -> set[str]:
     """Return the ids of the jobs without a manifest that are known to be hopeless."""
-    if selection.retry_condemned:
+    if selection.retry_unsplittable:
         return set()
     open_jobs = [job for job, head in zip(jobs, heads, strict=True) if head is None]
-    found = await gather_or_cancel(services.trail.is_condemned(job) for job in open_jobs)
+    found = await gather_or_cancel(services.failure_records.is_unsplittable(job) for job in open_jobs)
     return {job.job_id for job, hopeless in zip(open_jobs, found, strict=True) if hopeless}
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from stt_async.errors import SettingsError, TransientError
-from stt_async.fleet.account import Account, RejectedError
+from stt_async.fleet.account import AwsAccount, RejectedError
 
 HELD_BACK = ("Launch", "AlarmNotification")
 """Processes whose suspension means that nothing new starts, and that no alarm asks for what would start later."""
@@ -32,7 +32,7 @@ class Instance:
 
 
 @dataclass(frozen=True, slots=True)
-class Group:
+class FleetGroup:
     """The group at one moment."""
 
     name: str
@@ -60,7 +60,7 @@ class Group:
 class Scaling:
     """What it takes to come to a size."""
 
-    group: Group
+    group: FleetGroup
     count: int
 
     @property
@@ -80,12 +80,12 @@ class Scaling:
         return max(0, len(self.group.staying) - self.desired)
 
 
-async def find(account: Account, name: str) -> Group | None:
+async def find(account: AwsAccount, name: str) -> FleetGroup | None:
     """Return the group; None if there is none of this name."""
     answer = await account.call(account.autoscaling.describe_auto_scaling_groups, AutoScalingGroupNames=[name])
     for found in answer["AutoScalingGroups"]:
         current = _launched_from(found)
-        return Group(
+        return FleetGroup(
             name=name,
             desired=found["DesiredCapacity"],
             max_size=found["MaxSize"],
@@ -98,7 +98,7 @@ async def find(account: Account, name: str) -> Group | None:
     return None
 
 
-def scaling(group: Group, count: int) -> Scaling:
+def scaling(group: FleetGroup, count: int) -> Scaling:
     """Return what it takes to come to `count` instances.
 
     Raises:
@@ -112,7 +112,7 @@ def scaling(group: Group, count: int) -> Scaling:
     return Scaling(group, count)
 
 
-async def scale(account: Account, plan: Scaling) -> None:
+async def scale(account: AwsAccount, plan: Scaling) -> None:
     """Come to a size. Instances to end give their jobs back first: their hook tells their workers."""
     # Not SetDesiredCapacity alone: instances are protected from it; and one that later ends itself would be refused
     # ("would violate group's min size constraint") once the group wants none.
@@ -137,21 +137,21 @@ async def scale(account: Account, plan: Scaling) -> None:
                 raise
 
 
-async def suspend(account: Account, name: str, processes: Sequence[str]) -> None:
+async def suspend(account: AwsAccount, name: str, processes: Sequence[str]) -> None:
     """Suspend processes of the group; those that are suspended stay so."""
     await account.call(
         account.autoscaling.suspend_processes, AutoScalingGroupName=name, ScalingProcesses=list(processes)
     )
 
 
-async def resume(account: Account, name: str, processes: Sequence[str]) -> None:
+async def resume(account: AwsAccount, name: str, processes: Sequence[str]) -> None:
     """Resume processes of the group; others stay suspended."""
     await account.call(
         account.autoscaling.resume_processes, AutoScalingGroupName=name, ScalingProcesses=list(processes)
     )
 
 
-async def drain(account: Account, name: str, tell: Callable[[int], None]) -> None:
+async def drain(account: AwsAccount, name: str, tell: Callable[[int], None]) -> None:
     """Hold the group back, end all of its instances, and wait until they are gone; `tell` hears how many are left.
 
     Raises:

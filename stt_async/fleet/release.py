@@ -6,9 +6,9 @@ from pathlib import Path
 from botocore.exceptions import ClientError
 
 from stt_async.errors import DependencyError, SettingsError
-from stt_async.fleet.account import Account
-from stt_async.services.aws import GONE, error_code, object_head, translated
-from stt_async.services.sink import Sink
+from stt_async.fleet.account import AwsAccount
+from stt_async.services.aws import GONE, error_code, translated
+from stt_async.services.bucket import Bucket
 
 PART_BYTES = 16 * 1024**2
 
@@ -18,18 +18,21 @@ def release_key(sha256: str) -> str:
     return f"releases/{sha256}.tar.gz"
 
 
-async def is_uploaded(account: Account, bucket: str, sha256: str) -> bool:
+async def is_uploaded(account: AwsAccount, bucket: str, sha256: str) -> bool:
     """Whether a release is in its bucket."""
-    return await account.retry(object_head, account.s3, bucket, release_key(sha256)) is not None
+    return await _bucket(account, bucket).head(release_key(sha256)) is not None
 
 
-async def upload(account: Account, bucket: str, file: Path, sha256: str) -> None:
+async def upload(account: AwsAccount, bucket: str, file: Path, sha256: str) -> None:
     """Put a release into its bucket."""
-    sink = Sink(account.s3, bucket=bucket, uploads=1, multipart_chunksize_bytes=PART_BYTES, retry=account.retry)
-    await sink.put(file, release_key(sha256))
+    await _bucket(account, bucket).upload(file, release_key(sha256))
 
 
-async def check_buckets(account: Account, values: Mapping[str, str], *, is_new: bool) -> None:
+def _bucket(account: AwsAccount, name: str) -> Bucket:
+    return Bucket(account.s3, name, uploads=1, part_bytes=PART_BYTES, retry=account.retry)
+
+
+async def check_buckets(account: AwsAccount, values: Mapping[str, str], *, is_new: bool) -> None:
     """Hold the buckets against the parameters.
 
     Args:
@@ -56,7 +59,7 @@ async def check_buckets(account: Account, values: Mapping[str, str], *, is_new: 
         raise SettingsError(f"the bucket {output} (OutputBucket) is there: take it with --set CreateOutputBucket=false")
 
 
-async def check_queues(account: Account, values: Mapping[str, str], *, is_new: bool) -> None:
+async def check_queues(account: AwsAccount, values: Mapping[str, str], *, is_new: bool) -> None:
     """Hold the queues against the parameters.
 
     Raises:
@@ -76,7 +79,7 @@ async def check_queues(account: Account, values: Mapping[str, str], *, is_new: b
                 raise SettingsError(f"there is no queue {queue}: --set CreateQueues=true makes all four")
 
 
-async def _is_here(account: Account, bucket: str) -> bool:
+async def _is_here(account: AwsAccount, bucket: str) -> bool:
     region = await account.retry(_bucket_region, account, bucket)
     if region is not None and region != account.region:
         raise SettingsError(
@@ -86,7 +89,7 @@ async def _is_here(account: Account, bucket: str) -> bool:
     return region is not None
 
 
-async def _bucket_region(account: Account, bucket: str) -> str | None:
+async def _bucket_region(account: AwsAccount, bucket: str) -> str | None:
     with translated(f"S3 bucket {bucket}"):
         try:
             answer = await account.s3.head_bucket(Bucket=bucket)
@@ -101,7 +104,7 @@ async def _bucket_region(account: Account, bucket: str) -> str | None:
     return answer["ResponseMetadata"]["HTTPHeaders"].get("x-amz-bucket-region", account.region)
 
 
-async def _is_queue(account: Account, name: str) -> bool:
+async def _is_queue(account: AwsAccount, name: str) -> bool:
     async def ask() -> None:
         with translated(f"SQS (queue {name})"):
             await account.sqs.get_queue_url(QueueName=name)

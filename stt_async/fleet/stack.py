@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from stt_async.concurrency import finish_despite_cancel
 from stt_async.errors import SttError
-from stt_async.fleet.account import Account, RejectedError
+from stt_async.fleet.account import AwsAccount, RejectedError
 from stt_async.fleet.template import Template
 
 POLL_INTERVAL_S = 2.0
@@ -82,7 +82,7 @@ class Proposal:
 Tell = Callable[[Event], None]
 
 
-async def find(account: Account, name_or_id: str) -> Stack | None:
+async def find(account: AwsAccount, name_or_id: str) -> Stack | None:
     """Return a stack; None if there is none of this name."""
     try:
         answer = await account.call(account.cloudformation.describe_stacks, StackName=name_or_id)
@@ -101,7 +101,7 @@ async def find(account: Account, name_or_id: str) -> Stack | None:
     )
 
 
-async def resources(account: Account, stack: Stack) -> dict[str, str]:
+async def resources(account: AwsAccount, stack: Stack) -> dict[str, str]:
     """Return the physical ids of what a stack holds, by the logical ones."""
     answer = await account.call(account.cloudformation.describe_stack_resources, StackName=stack.stack_id)
     return {
@@ -113,7 +113,7 @@ async def resources(account: Account, stack: Stack) -> dict[str, str]:
 
 @asynccontextmanager
 async def proposed(
-    account: Account, name: str, kind: Kind, template: Template, values: Mapping[str, str]
+    account: AwsAccount, name: str, kind: Kind, template: Template, values: Mapping[str, str]
 ) -> AsyncIterator[Proposal | None]:
     """Make a change set for the block to execute; what is not executed by then is removed.
 
@@ -150,7 +150,7 @@ async def proposed(
         await finish_despite_cancel(_discard(account, stack_id, change_set_id))
 
 
-async def execute(account: Account, proposal: Proposal, tell: Tell) -> Stack:
+async def execute(account: AwsAccount, proposal: Proposal, tell: Tell) -> Stack:
     """Execute a change set, and wait for its end; CloudFormation goes on if nobody waits.
 
     Raises:
@@ -166,7 +166,7 @@ async def execute(account: Account, proposal: Proposal, tell: Tell) -> Stack:
     return await _settled(account, proposal.stack_id, last, f"{proposal.kind}_COMPLETE", tell)
 
 
-async def delete(account: Account, stack: Stack, tell: Tell) -> None:
+async def delete(account: AwsAccount, stack: Stack, tell: Tell) -> None:
     """Delete a stack, and wait for its end; CloudFormation goes on if nobody waits.
 
     Raises:
@@ -177,7 +177,7 @@ async def delete(account: Account, stack: Stack, tell: Tell) -> None:
     await _settled(account, stack.stack_id, last, "DELETE_COMPLETE", tell)
 
 
-async def _settled(account: Account, stack_id: str, last: str | None, wanted: str, tell: Tell) -> Stack:
+async def _settled(account: AwsAccount, stack_id: str, last: str | None, wanted: str, tell: Tell) -> Stack:
     """Tell the events since `last` until the stack is at rest."""
     failure: Event | None = None
     begun = False
@@ -200,7 +200,7 @@ async def _settled(account: Account, stack_id: str, last: str | None, wanted: st
     return stack
 
 
-async def _events_since(account: Account, stack_id: str, last: str | None) -> list[tuple[str, Event]]:
+async def _events_since(account: AwsAccount, stack_id: str, last: str | None) -> list[tuple[str, Event]]:
     """Return the events after that of the id `last`, oldest first."""
     events: list[tuple[str, Event]] = []
     async for page in account.pages(account.cloudformation.describe_stack_events, StackName=stack_id):
@@ -211,14 +211,14 @@ async def _events_since(account: Account, stack_id: str, last: str | None) -> li
     return events[::-1]
 
 
-async def _last_event_id(account: Account, stack_id: str) -> str | None:
+async def _last_event_id(account: AwsAccount, stack_id: str) -> str | None:
     answer = await account.call(account.cloudformation.describe_stack_events, StackName=stack_id)
     events = answer["StackEvents"]
     return events[0]["EventId"] if events else None
 
 
 async def _ask_for(
-    account: Account, name: str, kind: Kind, template: Template, values: Mapping[str, str]
+    account: AwsAccount, name: str, kind: Kind, template: Template, values: Mapping[str, str]
 ) -> tuple[str, str]:
     """Have CloudFormation make a change set; return the ids of its stack and of itself."""
     token = f"stt-async-{uuid.uuid4().hex}"
@@ -235,7 +235,7 @@ async def _ask_for(
     return answer["StackId"], answer["Id"]
 
 
-async def _made(account: Account, stack_id: str, change_set_id: str) -> tuple[dict[str, Any], list[Change]]:
+async def _made(account: AwsAccount, stack_id: str, change_set_id: str) -> tuple[dict[str, Any], list[Change]]:
     """Wait until a change set is made, or failed; return it, and its changes."""
     names = {"StackName": stack_id, "ChangeSetName": change_set_id}
     while True:
@@ -246,7 +246,7 @@ async def _made(account: Account, stack_id: str, change_set_id: str) -> tuple[di
         await asyncio.sleep(POLL_INTERVAL_S)
 
 
-async def _discard(account: Account, stack_id: str, change_set_id: str) -> None:
+async def _discard(account: AwsAccount, stack_id: str, change_set_id: str) -> None:
     """Remove a change set that was not executed, and the stack that is there for its sake alone."""
     names = {"StackName": stack_id, "ChangeSetName": change_set_id}
     try:

@@ -6,7 +6,7 @@ from typing import Any
 
 from stt_async.fleet import group as groups
 from stt_async.fleet import stack as stacks
-from stt_async.fleet.account import Account, open_account
+from stt_async.fleet.account import AwsAccount, open_account
 from stt_async.fleet.deployment import RELEASE, existing, find_group
 from stt_async.fleet.stack import Stack
 from stt_async.services.queue import Depth, open_queue
@@ -27,7 +27,7 @@ class Status:
     """All of it."""
 
     stack: Stack
-    group: groups.Group | None
+    group: groups.FleetGroup | None
     queues: Sequence[QueueStatus]
     alarms: Sequence[str]
     """Names of those in ALARM."""
@@ -88,12 +88,12 @@ async def status(settings: Settings, name: str) -> Status:
         )
 
 
-async def _queue(account: Account, name: str) -> QueueStatus:
+async def _queue(account: AwsAccount, name: str) -> QueueStatus:
     queue = await open_queue(account.sqs, name, account.retry)
     return QueueStatus(name, await queue.depth(), (await queue.dead_letter_depth()).visible)
 
 
-async def _alarms(account: Account, stack: Stack) -> list[str]:
+async def _alarms(account: AwsAccount, stack: Stack) -> list[str]:
     """Return the names of the stack's own alarms that are in ALARM."""
     ours = set((await stacks.resources(account, stack)).values())
     found: list[str] = []

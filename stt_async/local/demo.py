@@ -18,10 +18,10 @@ from stt_async.local.inspection import problems
 from stt_async.local.loopback import s3_client, sqs_client
 from stt_async.local.process import ChildProcess, plain_environment
 from stt_async.local.servers import LocalServices, local_services
-from stt_async.manifest import MANIFEST_NAME, Manifest, decode
+from stt_async.manifest import MANIFEST_NAME, Manifest
 from stt_async.progress import progress
-from stt_async.services.trail import CONDEMNED
-from stt_async.services.trail import PREFIX as FAILURES
+from stt_async.services.failure_records import PREFIX as FAILURES
+from stt_async.services.failure_records import UNSPLITTABLE
 
 if TYPE_CHECKING:
     from types_aiobotocore_s3 import S3Client
@@ -39,7 +39,7 @@ SOME_FAILED = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Account:
+class RecordingOutcome:
     """What became of one recording."""
 
     name: str
@@ -50,7 +50,7 @@ class Account:
     """What is wrong with its output."""
 
     @property
-    def settled(self) -> bool:
+    def accounted_for(self) -> bool:
         """It has an output that holds what its manifest promises, or a reason why it has none."""
         return not self.problems and (self.manifest is not None or self.dead_letter is not None)
 
@@ -59,7 +59,7 @@ class Account:
 class Demonstration:
     """What a demo did; its services are still up."""
 
-    accounts: Sequence[Account]
+    outcomes: Sequence[RecordingOutcome]
     sent: int
     done_before: int
     segments: Path
@@ -99,13 +99,13 @@ async def _run(
     log = out / "logs" / "worker.log"
     await _work(environment, log, summary["sent"], services, sqs)
     # The queues of a demo are gone with it; what it found to be unusable is in the bucket.
-    reasons = await _condemned(services, s3) | await _dead_letters(services, sqs)
+    reasons = await _unsplittable(services, s3) | await _dead_letters(services, sqs)
     segments = out / "segments"
-    accounts = await gather_or_cancel(
-        _account(recording, reasons.get(recording.name), segments / recording.name, services, s3)
+    outcomes = await gather_or_cancel(
+        _outcome(recording, reasons.get(recording.name), segments / recording.name, services, s3)
         for recording in recordings
     )
-    return Demonstration(accounts, summary["sent"], summary["done"], segments, log, environment)
+    return Demonstration(outcomes, summary["sent"], summary["done"], segments, log, environment)
 
 
 def _samples() -> AbstractContextManager[Path]:
@@ -191,26 +191,26 @@ async def _dead_letters(services: LocalServices, sqs: "SQSClient") -> dict[str, 
     return reasons
 
 
-async def _condemned(services: LocalServices, s3: "S3Client") -> dict[str, str]:
+async def _unsplittable(services: LocalServices, s3: "S3Client") -> dict[str, str]:
     """Read why recordings were found to be unusable, now or in an earlier demo, by source key."""
     reasons: dict[str, str] = {}
     pages = s3.get_paginator("list_objects_v2").paginate(Bucket=services.output_bucket, Prefix=FAILURES)
     async for page in pages:
         for found in page.get("Contents", []):
-            if found["Key"].endswith(CONDEMNED):
+            if found["Key"].endswith(UNSPLITTABLE):
                 note = orjson.loads(await _read(s3, services.output_bucket, found["Key"]) or b"{}")
                 reasons[note["source_key"]] = note["reason"]
     return reasons
 
 
-async def _account(
+async def _outcome(
     recording: LocalRecording, dead_letter: str | None, folder: Path, services: LocalServices, s3: "S3Client"
-) -> Account:
+) -> RecordingOutcome:
     """Bring a recording's output to `folder`, and look whether it is what its manifest promises."""
     data = await _read(s3, services.output_bucket, f"{recording.name}/{MANIFEST_NAME}")
     if data is None:
-        return Account(recording.name, None, dead_letter, ())
-    manifest = decode(data)
+        return RecordingOutcome(recording.name, None, dead_letter, ())
+    manifest = Manifest.from_json(data)
     folder.mkdir(parents=True, exist_ok=True)
     missing = []
     for name in manifest.object_names():
@@ -221,7 +221,7 @@ async def _account(
             (folder / name).write_bytes(body)
     (folder / MANIFEST_NAME).write_bytes(data)
     found = missing or await asyncio.to_thread(lambda: list(problems(folder, manifest)))
-    return Account(recording.name, manifest, dead_letter, tuple(found))
+    return RecordingOutcome(recording.name, manifest, dead_letter, tuple(found))
 
 
 async def _read(s3: "S3Client", bucket: str, key: str) -> bytes | None:

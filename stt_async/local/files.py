@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from stt_async.errors import ClassifiedError, PermanentError, SettingsError, TransientError
 from stt_async.job import AUDIO_SUFFIXES, SplitJob, split_job_id
-from stt_async.manifest import MANIFEST_NAME, Manifest, build, decode, encode, settles
+from stt_async.manifest import MANIFEST_NAME, Manifest
 from stt_async.params import SplitParams
 from stt_async.settings import Settings
 from stt_async.worker.pool import Pool, open_pool
@@ -103,16 +103,18 @@ async def _split_one(recording: LocalRecording, out: Path, pool: Pool, settings:
     params = settings.split_params
     try:
         job = _job(recording, params)
-        standing = _standing(folder)
-        if standing is not None and settles(standing, job, params, source_etag=job.source_etag):
-            return LocalResult(recording, standing, None, skipped=True)
+        stored = _stored(folder)
+        if stored is not None and stored.matches(job, params, source_etag=job.source_etag):
+            return LocalResult(recording, stored, None, skipped=True)
         partial = folder.with_name(f".{folder.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         try:
             split = await pool.split(recording.file, partial, params, settings.limits)
-            manifest = build(job, split.result, params, source_etag=job.source_etag, processed_at=datetime.now(UTC))
-            (partial / MANIFEST_NAME).write_bytes(encode(manifest))
+            manifest = Manifest.from_result(
+                job, split.result, params, source_etag=job.source_etag, processed_at=datetime.now(UTC)
+            )
+            (partial / MANIFEST_NAME).write_bytes(manifest.to_json())
             shutil.rmtree(folder, ignore_errors=True)
             partial.rename(folder)
         finally:
@@ -144,9 +146,9 @@ def _reason(error: ValidationError) -> str:
     return error.errors()[0]["msg"].removeprefix("Value error, ")
 
 
-def _standing(folder: Path) -> Manifest | None:
+def _stored(folder: Path) -> Manifest | None:
     with suppress(FileNotFoundError):
-        return decode((folder / MANIFEST_NAME).read_bytes())
+        return Manifest.from_json((folder / MANIFEST_NAME).read_bytes())
     return None
 
 

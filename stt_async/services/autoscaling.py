@@ -27,7 +27,7 @@ class AutoScalingClient(Protocol):
         """https://docs.aws.amazon.com/autoscaling/ec2/APIReference/API_TerminateInstanceInAutoScalingGroup.html ."""
 
 
-class Group:
+class OwnGroup:
     """The group of this instance. Every method raises the failure classes of `errors`; none tries again."""
 
     def __init__(self, client: AutoScalingClient, imds: Imds, name: str) -> None:
@@ -64,10 +64,10 @@ class Group:
 
 
 @asynccontextmanager
-async def open_group(settings: Settings, imds: Imds | None) -> AsyncIterator[Group | None]:
+async def open_group(settings: Settings, imds: Imds | None) -> AsyncIterator[OwnGroup | None]:
     """Return the group that the settings name; None off EC2 and outside of a group."""
     if imds is None or not settings.autoscaling_group:
         yield None
         return
     async with autoscaling_client(settings) as client:
-        yield Group(client, imds, settings.autoscaling_group)
+        yield OwnGroup(client, imds, settings.autoscaling_group)

@@ -32,7 +32,6 @@ from stt_async.settings import Settings
 
 if TYPE_CHECKING:
     from types_aiobotocore_s3 import S3Client
-    from types_aiobotocore_s3.type_defs import HeadObjectOutputTypeDef
     from types_aiobotocore_sqs import SQSClient
 
 REFUSED = frozenset(
@@ -125,17 +124,6 @@ def translated(service: str) -> Iterator[None]:
     # aiohttp's: of a body that breaks off. The parser's: of an answer that is not the service's, but a proxy's page.
     except (BotoCoreError, ResponseParserError, aiohttp.ClientError, OSError) as error:
         raise TransientError("connection_broken", f"{service}: {str(error) or type(error).__name__}") from error
-
-
-async def object_head(client: "S3Client", bucket: str, key: str) -> "HeadObjectOutputTypeDef | None":
-    """HEAD an object; None if it is not there."""
-    with translated(f"S3 bucket {bucket}"):
-        try:
-            return await client.head_object(Bucket=bucket, Key=key)
-        except ClientError as error:
-            if error_code(error) in {"NoSuchKey", "404"}:
-                return None
-            raise
 
 
 def error_code(error: ClientError) -> str:

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 
 from stt_async.retry import Retry
 from stt_async.services.aws import s3_client, sqs_client
+from stt_async.services.bucket import Bucket
+from stt_async.services.failure_records import FailureRecords
 from stt_async.services.queue import JobQueue, open_queue
 from stt_async.services.sink import Sink
 from stt_async.services.source import Source, open_source
-from stt_async.services.trail import Trail
 from stt_async.settings import Settings
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ class Connections:
 
     source: Source
     sink: Sink
-    trail: Trail
+    failure_records: FailureRecords
     heartbeat_sqs: "SQSClient"
     """A client of its own: no poll stands in a heartbeat's way."""
     _sqs: "SQSClient"
@@ -49,17 +50,17 @@ async def connect(settings: Settings) -> AsyncIterator[Connections]:
         s3_client(settings) as s3,
         open_source(settings, s3, retry) as source,
     ):
-        sink = Sink(
+        output = Bucket(
             s3,
-            bucket=settings.output_bucket,
+            settings.output_bucket,
             uploads=settings.uploads,
-            multipart_chunksize_bytes=settings.multipart_chunksize_bytes,
+            part_bytes=settings.multipart_chunksize_bytes,
             retry=retry,
         )
         yield Connections(
             source,
-            sink,
-            Trail(s3, bucket=settings.output_bucket, retry=retry),
+            Sink(output),
+            FailureRecords(output),
             heartbeat_sqs,
             sqs,
             settings.split_queue,

@@ -15,10 +15,10 @@ from miniopy_async.error import InvalidResponseError, MinioException, S3Error, S
 
 from stt_async.errors import UNREACHABLE, ClassifiedError, DependencyError, OutageError, PermanentError, TransientError
 from stt_async.job import SplitJob
+from stt_async.limits import AdaptiveLimit
 from stt_async.retry import Retry
 from stt_async.services.aws import error_code, refusal, translated
 from stt_async.services.download import TOO_SLOW, Download
-from stt_async.services.gate import Gate
 from stt_async.settings import Settings
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ class Source:
     def __init__(self, minio: Minio, s3: "S3Client", *, downloads: int, retry: Retry) -> None:
         self._minio = minio
         self._s3 = s3
-        self._downloads = Gate("downloads", downloads)
+        self._downloads = AdaptiveLimit("downloads", downloads)
         self._retry = retry
 
     async def fetch(self, job: SplitJob, to: Path) -> Fetched:
@@ -105,7 +105,7 @@ class Source:
         while True:
             before_bytes = download.offset_bytes
             try:
-                await self._retry(self._go_on, job, download)
+                await self._retry(self._continue, job, download)
             except TransientError as error:
                 if error.code == TOO_SLOW or download.offset_bytes <= before_bytes:
                     raise
@@ -152,7 +152,7 @@ class Source:
             async with await self._minio.get_object(bucket, key) as response:
                 await response.content.read(1)
 
-    async def _go_on(self, job: SplitJob, download: Download) -> None:
+    async def _continue(self, job: SplitJob, download: Download) -> None:
         """Bring a download to its end over one connection."""
         if not download.resumable:
             download.restart()

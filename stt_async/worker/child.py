@@ -97,7 +97,7 @@ class Child:
         """It waits for a job."""
 
     @property
-    def worn(self) -> bool:
+    def due_for_replacement(self) -> bool:
         """It has done enough, or grown too much: to be replaced before its next job."""
         return self.jobs >= RECYCLE_AFTER_JOBS or self.grown_bytes > RECYCLE_AFTER_GROWTH_BYTES
 

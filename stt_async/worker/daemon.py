@@ -1,4 +1,4 @@
-"""The daemon: free slots, receive, drain. What becomes of a message received is decided in `delivery`."""
+"""The daemon: free slots, receive, drain. `running_jobs` owns each message from its receive on."""
 
 import asyncio
 import time
@@ -10,71 +10,59 @@ from stt_async.concurrency import finish_despite_cancel, first_of
 from stt_async.errors import ClassifiedError, DependencyError
 from stt_async.services.queue import JobQueue
 from stt_async.worker.breaker import Breaker
-from stt_async.worker.delivery import Deliveries, Delivery
+from stt_async.worker.running_jobs import RunningJob, RunningJobs
 from stt_async.worker.stop import Stop
 
 _log = structlog.get_logger()
 
 AFTER_FAILED_RECEIVE_S = 2.0
-LOOK_INTERVAL_S = 1.0
+CHECK_INTERVAL_S = 1.0
 TICK_S = 5.0
-"""Longest wait of the daemon's own loop without a sign that it is alive."""
+"""Longest wait of the daemon's loop between two updates of `ticked_s`, which the watchdog reads."""
 
 EMPTY_TWICE = 2
 
 
-def _unknown(body: str) -> float | None:
-    del body
-    return None
-
-
-async def _stay(empty_s: float) -> None:
-    del empty_s
-
-
 class Daemon:
-    """Takes jobs from the queue into free slots, and sees each through to the end of its message.
+    """Receives messages into free slots, starts their jobs, and drains when asked to stop.
 
     Args:
         queue: Where messages come from.
-        deliveries: What sees them through.
-        breaker: While it is open, nothing is received; its probes are run by the caller, beside this.
-        stop: Why and until when to stop.
+        jobs: Runs the jobs and settles their messages.
+        breaker: While it is open, nothing is received. The caller runs its probes beside the daemon.
+        stop: Whether, why and until when to stop.
         slots: Jobs held at once.
         wait_time_s: Long poll.
         visibility_timeout_s: Of what is received.
-        seconds_needed: How long the job of a message body takes from its receive to its end; None: unknown.
-        when_empty: Called between two polls, with nothing held: for so many seconds of polling no message has come.
+        when_idle: Called between two polls while no job is held, with the seconds of polling without a message.
     """
 
     def __init__(
         self,
         *,
         queue: JobQueue,
-        deliveries: Deliveries,
+        jobs: RunningJobs,
         breaker: Breaker,
         stop: Stop,
         slots: int,
         wait_time_s: int,
         visibility_timeout_s: int,
-        seconds_needed: Callable[[str], float | None] = _unknown,
-        when_empty: Callable[[float], Awaitable[None]] = _stay,
+        when_idle: Callable[[float], Awaitable[None]],
     ) -> None:
         self._queue = queue
-        self._deliveries = deliveries
+        self._jobs = jobs
         self._breaker = breaker
         self._stop = stop
         self._slots = slots
         self._wait_time_s = wait_time_s
         self._visibility_timeout_s = visibility_timeout_s
-        self._seconds_needed = seconds_needed
-        self._when_empty = when_empty
-        self._empty_s = 0.0
+        self._when_idle = when_idle
+        self._idle_s = 0.0
         self.ticked_s = time.monotonic()
-        """When the loop of this daemon last showed that it is alive (monotonic clock)."""
+        """When the loop of the daemon last made progress (monotonic clock)."""
 
     async def run(self) -> None:
-        """Work until asked to stop, then drain: nothing is received, what can finish does, the rest is released."""
+        """Work until asked to stop, then drain: receive nothing, finish what can be finished, release the rest."""
         _log.info("worker_started", slots=self._slots, queue=self._queue.url)
         try:
             while free := await self._free_slots():
@@ -84,49 +72,49 @@ class Daemon:
             raise
         finally:
             await finish_despite_cancel(self._drain())
-            _log.info("worker_stopped", **self._deliveries.tally)
+            _log.info("worker_stopped", **self._jobs.counts)
 
-    async def triage(self) -> None:
-        """Once asked to stop, release at once what cannot be done by the deadline; run beside `run`, until cancelled.
+    async def release_unfinishable(self) -> None:
+        """Once asked to stop, release jobs that cannot end by the deadline. Run beside `run`, until cancelled.
 
-        What is not known to take too long may try, and is released at the deadline.
+        A job without an estimate continues, and is released at the deadline.
         """
         await self._stop.wait()
         while True:
-            for task, delivery in self._deliveries.under_way.items():
-                if self._is_hopeless(delivery):
-                    self._deliveries.give_up(task)
-            await asyncio.sleep(LOOK_INTERVAL_S)
+            for task, job in self._jobs.running.items():
+                if self._is_unfinishable(job):
+                    self._jobs.cancel(task)
+            await asyncio.sleep(CHECK_INTERVAL_S)
 
-    def _is_hopeless(self, delivery: Delivery) -> bool:
-        if delivery.waits_for is not None:
+    def _is_unfinishable(self, job: RunningJob) -> bool:
+        if job.waiting_on is not None:
             return True
-        needed_s = self._seconds_needed(delivery.message.body)
+        needed_s = None if job.lease is None else job.lease.seconds_needed()
         if needed_s is None or self._stop.signal is None:
             return False
-        return delivery.started_s + needed_s > self._stop.signal.deadline_s
+        return job.started_s + needed_s > self._stop.signal.deadline_s
 
     async def _free_slots(self) -> int:
-        """Wait for a free slot behind a closed breaker, and return how many are free; 0 once asked to stop."""
+        """Wait until a slot is free and the breaker closed; return the number of free slots; 0: stop."""
         while not self._stop.requested:
             self.ticked_s = time.monotonic()
-            free = self._slots - len(self._deliveries.under_way)
+            free = self._slots - len(self._jobs.running)
             if free and self._breaker.closed.is_set():
                 return free
-            self._deliveries.one_ended.clear()
-            changed = self._breaker.closed if free else self._deliveries.one_ended
+            self._jobs.slot_freed.clear()
+            changed = self._breaker.closed if free else self._jobs.slot_freed
             await first_of(changed.wait(), self._stop.wait(), asyncio.sleep(TICK_S))
         return 0
 
     async def _receive(self, free: int) -> None:
-        asked_s, busy = time.monotonic(), bool(self._deliveries.under_way)
+        asked_s, busy = time.monotonic(), bool(self._jobs.running)
         poll = asyncio.create_task(
             self._queue.receive(
                 most=free, wait_time_s=self._wait_time_s, visibility_timeout_s=self._visibility_timeout_s
             )
         )
         try:
-            # A poll under way is left to end: what SQS has handed out by then would be hidden until its timeout.
+            # Let the poll end: a message that SQS has handed out to a cancelled poll stays hidden until its timeout.
             await first_of(asyncio.wait({poll}), self._stop.wait_deadline())
         finally:
             poll.cancel()
@@ -136,44 +124,44 @@ class Daemon:
         try:
             messages = poll.result()
         except ClassifiedError as error:
-            self._empty_s = 0.0
+            self._idle_s = 0.0
             _log.warning("receive_failed", code=error.code, error=error.message)
             if isinstance(error, DependencyError):
                 self._breaker.trip(error)
             await self._stop.sleep(AFTER_FAILED_RECEIVE_S)
             return
         if self._stop.requested:
-            await self._deliveries.give_back(messages)
+            await self._jobs.release_unstarted(messages)
         elif messages or busy:
-            self._empty_s = 0.0
-            await self._deliveries.take(messages)
+            self._idle_s = 0.0
+            await self._jobs.start(messages)
         else:
-            self._empty_s += time.monotonic() - asked_s
-            await self._when_empty(self._empty_s)
+            self._idle_s += time.monotonic() - asked_s
+            await self._when_idle(self._idle_s)
 
     async def _drain(self) -> None:
-        under_way = self._deliveries.under_way
-        if under_way:
-            _log.info("worker_draining", jobs=len(under_way))
+        running = self._jobs.running
+        if running:
+            _log.info("worker_draining", jobs=len(running))
             deadline = asyncio.create_task(self._stop.wait_deadline())
-            while under_way and not deadline.done():
+            while running and not deadline.done():
                 self.ticked_s = time.monotonic()
-                await first_of(asyncio.wait(list(under_way)), asyncio.wait({deadline}), asyncio.sleep(TICK_S))
+                await first_of(asyncio.wait(list(running)), asyncio.wait({deadline}), asyncio.sleep(TICK_S))
             deadline.cancel()
-        for task in under_way:
-            self._deliveries.give_up(task)
-        if under_way:
-            await asyncio.wait(list(under_way))
+        for task in running:
+            self._jobs.cancel(task)
+        if running:
+            await asyncio.wait(list(running))
 
 
 async def stop_when_empty(queue: JobQueue, stop: Stop, *, drain_timeout_s: float) -> None:
-    """Ask to stop once the queue holds nothing: none waiting, none in flight with anybody, none coming back later.
+    """Request a stop once the queue holds no message: none visible, none in flight anywhere, none delayed.
 
-    SQS's counts are estimates, so it must say so twice in a row. A queue that does not answer says nothing.
+    SQS's counts are estimates, so two counts in a row must be zero. A failed count does not count.
     """
     empty = 0
     while empty < EMPTY_TWICE:
-        await stop.sleep(LOOK_INTERVAL_S)
+        await stop.sleep(CHECK_INTERVAL_S)
         if stop.requested:
             return
         try:

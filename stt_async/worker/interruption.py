@@ -1,4 +1,4 @@
-"""Notices that this instance will go away, read from its metadata, and what they mean for the stop."""
+"""Interruption notices of this instance, read from its metadata, and the stop that each requests."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -8,96 +8,96 @@ import structlog
 
 from stt_async.errors import ClassifiedError
 from stt_async.services.imds import Imds, SpotNotice
-from stt_async.worker.membership import Membership
+from stt_async.worker.lifecycle import Lifecycle
 from stt_async.worker.stop import Stop
 
 _log = structlog.get_logger()
 
 POLL_INTERVAL_S = 2.0
-"""AWS asks for every 5 s; a Spot notice leaves 120 s."""
+"""AWS recommends 5 s; a Spot notice leaves 120 s."""
 
 SPOT_NOTICE_S = 120.0
-"""EC2 gives two minutes; more is left only by a wall clock that is late.
+"""EC2 gives two minutes; only a wall clock that is slow shows more.
 https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/spot-instance-termination-notices.html"""
 
 SPOT_MARGIN_S = 20.0
-"""Kept of a Spot notice's time for giving back messages, removing files, and the last lines of the log."""
+"""Kept for releasing messages, removing files, and the last lines of the log."""
 
 
 class Interruptions:
-    """Watches the metadata service, beside the daemon. What goes wrong in asking is logged, once, and stops nothing.
+    """Polls the metadata service, beside the daemon. A failed poll is logged once and stops nothing.
 
     Args:
         imds: The metadata service.
-        stop: Is asked to stop; the earliest deadline stands.
-        membership: Learns that the group ends this instance.
-        drain_timeout_s: For what comes without a time of its own.
+        stop: Asked to stop; the earliest deadline counts.
+        lifecycle: Notified when the group terminates this instance.
+        drain_timeout_s: Deadline for notices without a time.
     """
 
-    def __init__(self, imds: Imds, stop: Stop, membership: Membership, *, drain_timeout_s: float) -> None:
+    def __init__(self, imds: Imds, stop: Stop, lifecycle: Lifecycle, *, drain_timeout_s: float) -> None:
         self._imds = imds
         self._stop = stop
-        self._membership = membership
+        self._lifecycle = lifecycle
         self._drain_timeout_s = drain_timeout_s
-        self._told: set[object] = set()
+        self._seen: set[object] = set()
         self._failing: set[str] = set()
 
-    async def look(self) -> None:
-        """Look at everything once: an instance that is going away takes no work, however often it is started."""
+    async def poll_once(self) -> None:
+        """Poll everything once: an instance with a notice takes no job, however often its worker is restarted."""
         async with asyncio.TaskGroup() as group:
-            for look in self._looks():
-                group.create_task(self._guarded(look))
+            for poll in self._polls():
+                group.create_task(self._guarded(poll))
 
     async def run(self) -> None:
-        """Look again and again, until cancelled; at each thing on its own, so that none waits for a slow other."""
+        """Poll until cancelled, each kind of notice in its own task, so that none waits for a slow other."""
         async with asyncio.TaskGroup() as group:
-            for look in self._looks():
-                group.create_task(self._repeat(look))
+            for poll in self._polls():
+                group.create_task(self._repeat(poll))
 
-    def _looks(self) -> tuple[Callable[[], Awaitable[None]], ...]:
-        return self._look_at_spot, self._look_at_rebalance, self._look_at_target_state
+    def _polls(self) -> tuple[Callable[[], Awaitable[None]], ...]:
+        return self._poll_spot, self._poll_rebalance, self._poll_target_state
 
-    async def _repeat(self, look: Callable[[], Awaitable[None]]) -> None:
+    async def _repeat(self, poll: Callable[[], Awaitable[None]]) -> None:
         while True:
-            await self._guarded(look)
+            await self._guarded(poll)
             await asyncio.sleep(POLL_INTERVAL_S)
 
-    async def _guarded(self, look: Callable[[], Awaitable[None]]) -> None:
-        name = look.__name__
+    async def _guarded(self, poll: Callable[[], Awaitable[None]]) -> None:
+        name = poll.__name__
         try:
-            await look()
+            await poll()
         except ClassifiedError as error:
             if not self._failing:
-                _log.warning("imds_failing", code=error.code, error=error.message)
+                _log.warning("imds_failed", code=error.code, error=error.message)
             self._failing.add(name)
         else:
             if self._failing == {name}:
-                _log.info("imds_answers_again")
+                _log.info("imds_recovered")
             self._failing.discard(name)
 
-    async def _look_at_spot(self) -> None:
+    async def _poll_spot(self) -> None:
         notice = await self._imds.spot_notice()
-        if notice is not None and self._is_news(notice):
-            # Converted to the monotonic clock once: a wall clock that is set meanwhile moves no deadline.
+        if notice is not None and self._is_new(notice):
+            # Converted to the monotonic clock once: a wall clock that is set later moves no deadline.
             within_s = seconds_left(notice, datetime.now(UTC))
             _log.warning("spot_interruption", action=notice.action, at=notice.at.isoformat(), within_s=within_s)
             self._stop.request("spot_interruption", within_s=within_s)
 
-    async def _look_at_rebalance(self) -> None:
-        if await self._imds.rebalance_recommended() and self._is_news("rebalance"):
+    async def _poll_rebalance(self) -> None:
+        if await self._imds.rebalance_recommended() and self._is_new("rebalance"):
             self._stop.request("rebalance_recommendation", within_s=self._drain_timeout_s)
 
-    async def _look_at_target_state(self) -> None:
-        if await self._imds.target_lifecycle_state() == "Terminated" and self._is_news("terminated"):
-            self._membership.ends()
+    async def _poll_target_state(self) -> None:
+        if await self._imds.target_lifecycle_state() == "Terminated" and self._is_new("terminated"):
+            self._lifecycle.mark_terminating()
             self._stop.request("scale_in", within_s=self._drain_timeout_s)
 
-    def _is_news(self, notice: object) -> bool:
-        news = notice not in self._told
-        self._told.add(notice)
-        return news
+    def _is_new(self, notice: object) -> bool:
+        new = notice not in self._seen
+        self._seen.add(notice)
+        return new
 
 
 def seconds_left(notice: SpotNotice, now: datetime) -> float:
-    """Return the time to work on after a Spot notice; none is left for one that is late, or whose time has passed."""
+    """Return the time to work on after a Spot notice; 0 if its time has passed."""
     return max(0.0, min(SPOT_NOTICE_S, (notice.at - now).total_seconds()) - SPOT_MARGIN_S)

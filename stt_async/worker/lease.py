@@ -1,8 +1,8 @@
-"""A message held: its heartbeat, and what happens when it is lost."""
+"""Leases: the messages held, their heartbeats, and what happens when one is lost."""
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -16,13 +16,17 @@ from stt_async.worker.lag import LagMeter
 _log = structlog.get_logger()
 
 HEARTBEAT_TIMEOUT_S = 5.0
-"""Of one call, or a tenth of the visibility timeout if that is less: one that hangs must not outlive the lease. A beat
-that fails is sent again on the next tick, for as long as the lease lives."""
+"""For one call, or a tenth of the visibility timeout if that is less: a call that hangs must not outlive the lease. A
+heartbeat that fails is sent again on the next tick, as long as the lease lasts."""
+
+
+def _unknown() -> None:
+    return None
 
 
 @dataclass(slots=True, eq=False)
 class Lease:
-    """One message that is ours until `expires_s` (monotonic clock)."""
+    """One message, held until `expires_s` (monotonic clock)."""
 
     message: Message
     task: asyncio.Task[object]
@@ -30,14 +34,17 @@ class Lease:
     due_s: float
     margin_s: float
     lost: str | None = None
+    """Why the message is lost; None: it is held."""
     fetched: bool = False
-    """Whether the recording is here, so that a refusal of the source does not concern the job any more."""
+    """Set by the pipeline: the recording is downloaded, so a refusal of the source no longer concerns the job."""
+    seconds_needed: Callable[[], float | None] = _unknown
+    """Set by the pipeline: the current estimate of the job's time from its receive to its end; None: unknown."""
 
-    def require(self) -> None:
-        """Make sure that the message is still ours, before what cannot be taken back.
+    def require_held(self) -> None:
+        """Check that the message is still held, before a step that cannot be undone.
 
         Raises:
-            LeaseLostError: it is lost, or may be by the time that this is done.
+            LeaseLostError: the message is lost, or may be lost before the step is done.
         """
         if self.lost is None and self.expires_s - time.monotonic() < self.margin_s:
             self.lost = "too little of its visibility timeout is left"
@@ -45,19 +52,18 @@ class Lease:
             raise LeaseLostError(self.lost)
 
     def lose(self, why: str) -> None:
-        """The message is no longer ours: cancel its job."""
+        """Mark the message as lost and cancel its job."""
         self.lost = why
         self.task.cancel()
 
 
 class Leases:
-    """All messages held by this worker, and the one ticker that extends them, in batches.
+    """All messages held by this worker, and the one ticker that extends them in batches.
 
     Args:
-        queue: The queue, on a client of its own, so that no upload or poll delays a heartbeat.
-        visibility_timeout_s: What each heartbeat sets (ChangeMessageVisibility sets, it does not add). A message is
-            extended after a third of it, called late when that is a tenth overdue, and given up for lost when less than
-            a tenth is left.
+        queue: The queue, on a separate client, so that no upload or poll delays a heartbeat.
+        visibility_timeout_s: What each heartbeat sets (ChangeMessageVisibility sets, it does not add). A heartbeat is
+            due after a third of it and late when overdue by a tenth. With less than a tenth left the message is lost.
     """
 
     def __init__(self, queue: JobQueue, visibility_timeout_s: int) -> None:
@@ -68,16 +74,16 @@ class Leases:
         self._margin_s = visibility_timeout_s / 10
         self._held: set[Lease] = set()
         self._lateness = LagMeter(self._margin_s)
-        self._beating = asyncio.Lock()
+        self._heartbeat_lock = asyncio.Lock()
         self.ticked_s = time.monotonic()
         """When the ticker last ticked (monotonic clock)."""
 
     @asynccontextmanager
     async def hold(self, message: Message) -> AsyncIterator[Lease]:
-        """Keep a message ours until the block ends; after it no heartbeat of this message is under way.
+        """Extend a message until the block ends. After the block no heartbeat of the message is in flight.
 
         Raises:
-            LeaseLostError: the message was lost meanwhile, and the block was cancelled for it.
+            LeaseLostError: the message was lost, which cancelled the block.
         """
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 - a coroutine runs in a task
@@ -98,30 +104,30 @@ class Leases:
             raise
         finally:
             self._held.discard(lease)
-            await finish_despite_cancel(self._wait_for_beat())
+            await finish_despite_cancel(self._wait_for_heartbeat())
 
     async def run(self) -> None:
-        """Beat until cancelled."""
+        """Send heartbeats until cancelled."""
         while True:
             await asyncio.sleep(self._tick_s)
             self.ticked_s = now_s = time.monotonic()
             for lease in self._held:
                 if lease.lost is None and now_s >= lease.expires_s:
-                    # SQS is not asked: it may take an old receipt handle, while another worker has the message.
+                    # SQS may accept an old receipt handle while another worker has the message, so do not ask it.
                     lease.lose("its visibility timeout is over")
             due = [lease for lease in self._held if lease.lost is None and now_s >= lease.due_s]
             late_s = max((now_s - lease.due_s for lease in due), default=0.0)
             if (max_s := self._lateness.note(late_s, now_s)) is not None:
                 _log.warning("heartbeat_late", max_s=round(max_s, 3), messages=len(due))
             for start in range(0, len(due), BATCH):
-                async with self._beating:
-                    await self._beat([lease for lease in due[start : start + BATCH] if lease in self._held])
+                async with self._heartbeat_lock:
+                    await self._send_heartbeat([lease for lease in due[start : start + BATCH] if lease in self._held])
 
-    async def _wait_for_beat(self) -> None:
-        async with self._beating:
+    async def _wait_for_heartbeat(self) -> None:
+        async with self._heartbeat_lock:
             return
 
-    async def _beat(self, leases: Sequence[Lease]) -> None:
+    async def _send_heartbeat(self, leases: Sequence[Lease]) -> None:
         if not leases:
             return
         asked_s = time.monotonic()
@@ -132,10 +138,9 @@ class Leases:
             _log.warning("heartbeat_failed", messages=len(leases), error=str(error) or type(error).__name__)
             failed = {lease.message.receipt_handle: "unreachable" for lease in leases}
         for lease in self._held.intersection(leases):
-            # Of those that ended meanwhile nothing is to be learnt: their jobs are over.
-            self._settle(lease, failed.get(lease.message.receipt_handle), asked_s)
+            self._apply_result(lease, failed.get(lease.message.receipt_handle), asked_s)
 
-    def _settle(self, lease: Lease, code: str | None, asked_s: float) -> None:
+    def _apply_result(self, lease: Lease, code: str | None, asked_s: float) -> None:
         if code is None:
             lease.expires_s = asked_s + self._visibility_timeout_s
             lease.due_s = asked_s + self._interval_s

@@ -14,11 +14,12 @@ import structlog
 
 from stt_async.concurrency import finish_despite_cancel, gather_or_cancel
 from stt_async.errors import TransientError, WorkerLostError
+from stt_async.limits import Capacity
 from stt_async.manifest import SplitResult
 from stt_async.params import SplitLimits, SplitParams
 from stt_async.settings import Settings
-from stt_async.worker.budget import Budget
 from stt_async.worker.child import Child, ChildLostError
+from stt_async.worker.estimates import SplitRate
 
 _log = structlog.get_logger()
 
@@ -28,11 +29,6 @@ NEW_CHILDREN = 3
 NEW_CHILD_PAUSE_S = 0.2
 """Before the next one: a fork server that was killed still counts as alive for a moment."""
 
-SHORTEST_TIMEOUT_S = 600.0
-TIMEOUT_MARGIN = 20.0
-UNMEASURED_BYTES_S = 160_000.0
-"""Assumed before anything was measured: 64 kbit/s audio at 20 times real time, a hundredth of what is usual."""
-
 _NO_MEMORY = "can't allocate memory"
 """What torch says, in a RuntimeError, where others raise a MemoryError (its DefaultCPUAllocator)."""
 
@@ -41,7 +37,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class Split:
+class TimedSplit:
     """What a child did, and when (monotonic clock, which all processes of a machine share)."""
 
     result: SplitResult
@@ -63,15 +59,14 @@ class Pool:
 
     def __init__(self, processes: int, *, job_timeout_s: float, child_max_bytes: int) -> None:
         self._processes = processes
-        self._job_timeout_s = job_timeout_s
+        self._rate = SplitRate(job_timeout_s)
         self._child_max_bytes = child_max_bytes
-        self._turns = Budget(processes)
-        self._bytes_s: float | None = None
+        self._turns = Capacity(processes)
         self._threads = ThreadPoolExecutor(processes, thread_name_prefix="pool")
         self._children: set[Child] = set()
         self._idle: deque[Child] = deque()
 
-    async def split(self, source: Path, out_dir: Path, params: SplitParams, limits: SplitLimits) -> Split:
+    async def split(self, source: Path, out_dir: Path, params: SplitParams, limits: SplitLimits) -> TimedSplit:
         """Split one recording in the next free child; cancelled, the child is ended.
 
         Raises:
@@ -81,7 +76,7 @@ class Pool:
         async with self._turns.take(1):
             return await self._split(source, out_dir, params, limits)
 
-    async def split_alone(self, source: Path, out_dir: Path, params: SplitParams, limits: SplitLimits) -> Split:
+    async def split_alone(self, source: Path, out_dir: Path, params: SplitParams, limits: SplitLimits) -> TimedSplit:
         """Split one recording while no other is being split: for one that failed before, maybe for want of memory."""
         async with self._turns.take(self._processes):
             return await self._split(source, out_dir, params, limits)
@@ -95,7 +90,7 @@ class Pool:
         try:
             await gather_or_cancel(self._warm() for _ in range(self._processes))
         except ChildLostError as lost:
-            _tell(lost)
+            _log_lost(lost)
             reason = f"{lost}, {lost.__cause__!r}"
             raise TransientError("no_child", f"a pool process could not be started: {reason}") from lost
 
@@ -105,12 +100,10 @@ class Pool:
             child.end()
         self._threads.shutdown()
 
-    async def _split(self, source: Path, out_dir: Path, params: SplitParams, limits: SplitLimits) -> Split:
+    async def _split(self, source: Path, out_dir: Path, params: SplitParams, limits: SplitLimits) -> TimedSplit:
         source_bytes = source.stat().st_size
-        timeout_s = split_timeout_s(source_bytes, self._bytes_s, self._job_timeout_s)
-        split = await self._call(timeout_s, _split, source, out_dir, params, limits)
-        measured = source_bytes / max(split.ended_s - split.started_s, 1e-3)
-        self._bytes_s = measured if self._bytes_s is None else 0.9 * self._bytes_s + 0.1 * measured
+        split = await self._call(self._rate.timeout_s(source_bytes), _split, source, out_dir, params, limits)
+        self._rate.add(source_bytes, split.ended_s - split.started_s)
         return split
 
     async def _call(self, timeout_s: float, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -120,7 +113,7 @@ class Pool:
                 async with self._child() as child:
                     return await child.run(timeout_s, function, *args, **kwargs)
             except ChildLostError as lost:
-                _tell(lost)
+                _log_lost(lost)
                 if lost.in_job:
                     raise WorkerLostError(lost.code, _sentence(lost, timeout_s)) from lost
                 await asyncio.sleep(NEW_CHILD_PAUSE_S)
@@ -138,7 +131,7 @@ class Pool:
                 await child.ready()
             yield child
         finally:
-            if child.idle and not child.worn:
+            if child.idle and not child.due_for_replacement:
                 self._idle.append(child)
             else:
                 await finish_despite_cancel(self._retire(child))
@@ -162,18 +155,6 @@ class Pool:
         self._idle.append(child)
 
 
-def split_timeout_s(source_bytes: int, bytes_s: float | None, job_timeout_s: float) -> float:
-    """Return how long a split may take: many times what its size says by the measured rate, but not too little.
-
-    Args:
-        source_bytes: Size of the recording.
-        bytes_s: What children have done on average, or None before the first.
-        job_timeout_s: Upper bound.
-    """
-    expected_s = source_bytes / (bytes_s or UNMEASURED_BYTES_S)
-    return min(job_timeout_s, max(SHORTEST_TIMEOUT_S, TIMEOUT_MARGIN * expected_s))
-
-
 @asynccontextmanager
 async def open_pool(settings: Settings) -> AsyncIterator[Pool]:
     """Start the children, and end them at the end, whatever they do."""
@@ -185,7 +166,7 @@ async def open_pool(settings: Settings) -> AsyncIterator[Pool]:
         await asyncio.to_thread(pool.close)
 
 
-def _tell(lost: ChildLostError) -> None:
+def _log_lost(lost: ChildLostError) -> None:
     _log.error("child_lost", code=lost.code, exit_status=lost.exit_status, pid=lost.pid, in_job=lost.in_job)
 
 
@@ -197,7 +178,7 @@ def _sentence(lost: ChildLostError, timeout_s: float) -> str:
     return f"the process that split this recording ended with exit status {lost.exit_status}"
 
 
-def _split(source: Path, out_dir: Path, params: SplitParams, limits: SplitLimits) -> Split:
+def _split(source: Path, out_dir: Path, params: SplitParams, limits: SplitLimits) -> TimedSplit:
     """Run in a child."""
     from stt_async.audio.split import split  # noqa: PLC0415 - torch is imported in children alone
 
@@ -208,4 +189,4 @@ def _split(source: Path, out_dir: Path, params: SplitParams, limits: SplitLimits
         if _NO_MEMORY in str(error):
             raise MemoryError(str(error)) from error
         raise
-    return Split(result, started_s, time.monotonic())
+    return TimedSplit(result, started_s, time.monotonic())

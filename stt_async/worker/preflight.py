@@ -1,4 +1,4 @@
-"""Everything reachable and allowed, before the first receive; again for the breaker's probe, and for `bin/doctor`."""
+"""Preflight: is every service reachable and allowed? Also the breaker's probe, and part of doctor."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
@@ -8,26 +8,26 @@ from stt_async.services.connections import Connections
 from stt_async.settings import Settings
 
 _QUEUE = (
-    "Look at STT_SPLIT_QUEUE, AWS_REGION and the AWS credentials, which need sqs:GetQueueUrl and "
+    "Check STT_SPLIT_QUEUE, AWS_REGION and the AWS credentials, which need sqs:GetQueueUrl and "
     "sqs:GetQueueAttributes, and, to work, sqs:ReceiveMessage, sqs:ChangeMessageVisibility and sqs:DeleteMessage"
 )
 _DEAD_LETTERS = (
-    "Look at the queue's RedrivePolicy; the AWS credentials need sqs:GetQueueUrl and sqs:GetQueueAttributes on the "
+    "Check the queue's RedrivePolicy; the AWS credentials need sqs:GetQueueUrl and sqs:GetQueueAttributes on the "
     "dead-letter queue as well, and, to work, sqs:SendMessage"
 )
 _SOURCE = (
-    "Look at STT_MINIO_ENDPOINT, STT_MINIO_SECURE, STT_SOURCE_BUCKET, STT_MINIO_ACCESS_KEY and STT_MINIO_SECRET_KEY; "
+    "Check STT_MINIO_ENDPOINT, STT_MINIO_SECURE, STT_SOURCE_BUCKET, STT_MINIO_ACCESS_KEY and STT_MINIO_SECRET_KEY; "
     "the key needs s3:ListBucket and s3:GetObject"
 )
 _OUTPUT = (
-    "Look at STT_OUTPUT_BUCKET, AWS_REGION and the AWS credentials, which need s3:ListBucket on the bucket, and "
+    "Check STT_OUTPUT_BUCKET, AWS_REGION and the AWS credentials, which need s3:ListBucket on the bucket, and "
     "s3:GetObject, s3:PutObject and s3:AbortMultipartUpload on its objects"
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One thing looked at."""
+    """The result of one check."""
 
     name: str
     error: ClassifiedError | None
@@ -35,11 +35,11 @@ class Check:
 
     @property
     def ok(self) -> bool:
-        """Whether it is in order."""
+        """Whether the check passed."""
         return self.error is None
 
 
-async def look(name: str, call: Callable[[], Awaitable[str]], advice: str) -> Check:
+async def run_check(name: str, call: Callable[[], Awaitable[str]], advice: str) -> Check:
     """Run one check: `call` returns a detail or raises a ClassifiedError, to which `advice` is appended."""
     try:
         return Check(name, None, await call())
@@ -48,7 +48,7 @@ async def look(name: str, call: Callable[[], Awaitable[str]], advice: str) -> Ch
 
 
 async def checks(services: Connections, settings: Settings) -> AsyncIterator[Check]:
-    """Look at each service in turn."""
+    """Check each service in turn."""
 
     async def jobs() -> str:
         depth = await (await services.queue()).depth()
@@ -72,13 +72,13 @@ async def checks(services: Connections, settings: Settings) -> AsyncIterator[Che
         await services.sink.probe()
         return "a missing object reads as missing; put a part and aborted its multipart upload"
 
-    yield await look(f"queue {settings.split_queue}", jobs, _QUEUE)
-    yield await look("its dead-letter queue", dead_letters, _DEAD_LETTERS)
-    yield await look(f"source {settings.minio_endpoint}/{settings.source_bucket}", recordings, _SOURCE)
-    yield await look(f"output {settings.output_bucket}", segments, _OUTPUT)
+    yield await run_check(f"queue {settings.split_queue}", jobs, _QUEUE)
+    yield await run_check("its dead-letter queue", dead_letters, _DEAD_LETTERS)
+    yield await run_check(f"source {settings.minio_endpoint}/{settings.source_bucket}", recordings, _SOURCE)
+    yield await run_check(f"output {settings.output_bucket}", segments, _OUTPUT)
 
 
-async def require(services: Connections, settings: Settings) -> None:
+async def require_services(services: Connections, settings: Settings) -> None:
     """Raise the first error of `checks`."""
     async for check in checks(services, settings):
         if check.error is not None:

@@ -13,7 +13,7 @@ from typing import IO
 import structlog
 
 from stt_async.errors import DISK_FULL, TransientError
-from stt_async.worker.budget import Budget
+from stt_async.limits import Capacity
 
 _log = structlog.get_logger()
 
@@ -25,26 +25,26 @@ class Scratch:
 
     def __init__(self, folder: Path, max_bytes: int) -> None:
         self._folder = folder
-        self._budget_bytes = Budget(max_bytes)
+        self._capacity_bytes = Capacity(max_bytes)
 
     @asynccontextmanager
-    async def room(self, needed_bytes: int) -> AsyncIterator[Path]:
+    async def job_folder(self, needed_bytes: int) -> AsyncIterator[Path]:
         """Wait, first come first served, until there is so much space; yield an empty folder in it.
 
         One that would never fit waits until it has the whole space to itself. The folder is removed at the end. A full
         disk halves what is let in together; each job that ends well widens it again.
         """
-        async with self._budget_bytes.take(needed_bytes):
+        async with self._capacity_bytes.take(needed_bytes):
             try:
-                with self._room_folder() as folder:
+                with self._temporary_folder() as folder:
                     yield folder
             except TransientError as error:
                 if error.code == DISK_FULL:
                     # Others write here too, or the estimates were too low: let fewer in, until it goes well again.
-                    self._budget_bytes.shrink()
-                    _log.warning("scratch_full", admitted_bytes=self._budget_bytes.total)
+                    self._capacity_bytes.resize(self._capacity_bytes.total // 2)
+                    _log.warning("scratch_full", admitted_bytes=self._capacity_bytes.total)
                 raise
-            self._budget_bytes.grow()
+            self._capacity_bytes.resize(self._capacity_bytes.total + max(1, self._capacity_bytes.units // 16))
 
     def used_percent(self) -> float:
         """Return how much of the disk is taken, by whomever."""
@@ -52,7 +52,7 @@ class Scratch:
         return round(100 * disk.used / (disk.used + disk.free), 1)
 
     @contextmanager
-    def _room_folder(self) -> Iterator[Path]:
+    def _temporary_folder(self) -> Iterator[Path]:
         try:
             folder = Path(tempfile.mkdtemp(prefix="job-", dir=self._folder))
         except OSError as error:

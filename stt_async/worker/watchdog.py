@@ -34,18 +34,22 @@ def notify(address: str, *lines: str) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Side:
-    """One side of the worker that has to make progress."""
+class Activity:
+    """A part of the worker that has to make progress."""
 
     name: str
     last_s: Callable[[], float | None]
     """When it last did (monotonic clock); None while there is nothing for it to do."""
-    patience_s: float
+    stall_timeout_s: float
 
 
-def stalled(sides: Sequence[Side], now_s: float) -> list[str]:
-    """Return the names of the sides that have not made progress for too long."""
-    return [side.name for side in sides if (last_s := side.last_s()) is not None and now_s - last_s > side.patience_s]
+def stalled(activities: Sequence[Activity], now_s: float) -> list[str]:
+    """Return the names of the activities that have not made progress for too long."""
+    return [
+        each.name
+        for each in activities
+        if (last_s := each.last_s()) is not None and now_s - last_s > each.stall_timeout_s
+    ]
 
 
 class Watchdog:
@@ -56,21 +60,23 @@ class Watchdog:
     Args:
         address: systemd's socket; empty: nobody listens.
         timeout_s: systemd restarts us after this long without a sign of life; 0: it does not watch.
-        sides: What has to make progress for one.
+        activities: Must all make progress for a sign of life.
         status: A sentence for `systemctl status`.
     """
 
-    def __init__(self, address: str, timeout_s: float, sides: Sequence[Side], status: Callable[[], str]) -> None:
+    def __init__(
+        self, address: str, timeout_s: float, activities: Sequence[Activity], status: Callable[[], str]
+    ) -> None:
         self._address = address
         self._interval_s = timeout_s / 2 if timeout_s else STATUS_INTERVAL_S
-        self._sides = sides
+        self._activities = activities
         self._status = status
         self._was_stalled: list[str] = []
 
     async def run(self) -> None:
         """Send a sign of life twice in each timeout, until cancelled."""
         while self._address:
-            self.look()
+            self.check()
             await asyncio.sleep(self._interval_s)
 
     async def announce(self, stop: Stop) -> None:
@@ -80,9 +86,9 @@ class Watchdog:
             left_s = max(0.0, stop.signal.deadline_s - time.monotonic()) + EXTRA_STOP_S
             notify(self._address, "STOPPING=1", f"EXTEND_TIMEOUT_USEC={left_s * 1e6:.0f}")
 
-    def look(self) -> None:
+    def check(self) -> None:
         """Send one sign of life, if we live."""
-        names = stalled(self._sides, time.monotonic())
+        names = stalled(self._activities, time.monotonic())
         if names != self._was_stalled:
             _log.error("watchdog_withheld", stalled=names) if names else _log.info("watchdog_resumed")
             self._was_stalled = names

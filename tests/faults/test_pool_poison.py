@@ -61,5 +61,5 @@ async def test_a_job_that_always_kills_its_child_is_a_dead_letter_with_its_trail
 
 
 async def _trail(site: Site) -> list[tuple[int, str]]:
-    crumbs: list[Any] = [orjson.loads(await site.read(key)) for key in await site.objects(f"failures/job-{_POISON}/")]
-    return sorted((crumb["attempt"], crumb["event"]) for crumb in crumbs)
+    attempts: list[Any] = [orjson.loads(await site.read(key)) for key in await site.objects(f"failures/job-{_POISON}/")]
+    return sorted((attempt["attempt"], attempt["event"]) for attempt in attempts)

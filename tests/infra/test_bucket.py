@@ -1,7 +1,7 @@
 from typing import Any
 
 from infra.template import Stack, resolve
-from stt_async.services.trail import PREFIX
+from stt_async.services.failure_records import PREFIX
 from tests.support.policies import TLS_ONLY
 from tests.support.template import ESSENTIAL
 
@@ -31,7 +31,7 @@ def test_a_new_bucket_forgets_what_nobody_will_miss(stack: Stack) -> None:
 
     assert all(rule["Status"] == "Enabled" for rule in rules)
     assert [rule for rule in rules if "AbortIncompleteMultipartUpload" in rule and "Prefix" not in rule]
-    # Segments never expire: what expires lies below the breadcrumbs' own prefix, or was deleted by somebody.
+    # Segments never expire: what expires lies below the attempt records' own prefix, or was deleted by somebody.
     assert [rule.get("Prefix") for rule in rules if "ExpirationInDays" in rule] == [PREFIX]
     assert [rule for rule in rules if "NoncurrentVersionExpiration" in rule]
 

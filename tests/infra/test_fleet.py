@@ -5,7 +5,7 @@ import pytest
 
 from infra.template import Stack, resolve
 from stt_async.settings import Settings
-from stt_async.worker.membership import HEARTBEAT_INTERVAL_S
+from stt_async.worker.lifecycle import HEARTBEAT_INTERVAL_S
 from tests.support.recordings import ROOT
 from tests.support.template import ESSENTIAL
 

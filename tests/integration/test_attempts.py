@@ -17,11 +17,12 @@ from stt_async.errors import LeaseLostError, WorkerLostError
 from stt_async.params import SplitLimits, SplitParams
 from stt_async.services.connections import Connections, connect
 from stt_async.services.queue import Message
-from stt_async.worker.footprint import Footprints
+from stt_async.worker.estimates import Estimates
 from stt_async.worker.lease import Leases
-from stt_async.worker.pipeline import Outcome, SplitPipeline
-from stt_async.worker.pool import Split, open_pool
+from stt_async.worker.pipeline import SplitPipeline
+from stt_async.worker.pool import TimedSplit, open_pool
 from stt_async.worker.scratch import open_scratch
+from stt_async.worker.settlement import Outcome
 from tests.support.site import Site
 
 VISIBILITY_TIMEOUT_S = 30
@@ -33,11 +34,11 @@ class LethalPool:
 
     runs: list[str] = field(default_factory=list)
 
-    async def split(self, *_: object) -> Split:
+    async def split(self, *_: object) -> TimedSplit:
         self.runs.append("beside others")
         raise WorkerLostError("child_died", "the process that split this recording ended with exit code -9")
 
-    async def split_alone(self, *_: object) -> Split:
+    async def split_alone(self, *_: object) -> TimedSplit:
         self.runs.append("alone")
         raise WorkerLostError("child_died", "the process that split this recording ended with exit code -9")
 
@@ -56,14 +57,14 @@ async def pipeline(services: Connections, site: Site, tmp_path: Path) -> AsyncIt
         yield SplitPipeline(
             source=services.source,
             sink=services.sink,
-            trail=services.trail,
+            failure_records=services.failure_records,
             pool=await stack.enter_async_context(open_pool(settings.load(processes=1))),
             scratch=stack.enter_context(open_scratch(tmp_path / "scratch", None)),
             params=SplitParams(),
             limits=SplitLimits(),
             output_bucket=site.services.output_bucket,
             source_buckets=frozenset({site.services.source_bucket}),
-            footprints=Footprints(SplitLimits()),
+            estimates=Estimates(SplitLimits()),
         )
 
 
@@ -129,4 +130,4 @@ async def test_a_recording_of_low_bit_rate_leaves_more_room_for_the_next_of_its_
     await site.put_recordings({"quiet.flac": quiet})
     await attempt(pipeline, site, 1, key="quiet.flac")
     took_bytes = 60 * 16_000 * 2 + quiet.stat().st_size
-    assert pipeline.footprints.bytes_needed("next.flac", quiet.stat().st_size) >= took_bytes - 1
+    assert pipeline.estimates.scratch_bytes_needed("next.flac", quiet.stat().st_size) >= took_bytes - 1

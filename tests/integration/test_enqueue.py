@@ -15,7 +15,7 @@ _KEYS = {
     "not_audio",
     "done",
     "other_params",
-    "condemned",
+    "unsplittable",
     "unusable_keys",
     "sent",
     "sent_bytes",
@@ -174,11 +174,11 @@ async def test_what_can_never_be_split_is_found_out_once_and_tried_again_when_as
     await wait_until(site.is_drained, what="the message to be deleted")
 
     again = await _enqueue(site)
-    assert (again["condemned"], again["sent"]) == (1, 0)
-    assert (await _enqueue(site, "--dry-run", "--retry-condemned"))["sent"] == 1
+    assert (again["unsplittable"], again["sent"]) == (1, 0)
+    assert (await _enqueue(site, "--dry-run", "--retry-unsplittable"))["sent"] == 1
 
     await site.put_recordings({"a.mp3": speech})
     changed = await _enqueue(site)
-    assert (changed["condemned"], changed["sent"]) == (0, 1)
+    assert (changed["unsplittable"], changed["sent"]) == (0, 1)
     await worker.wait_for("job_succeeded")
     assert (await _enqueue(site))["done"] == 1

@@ -20,7 +20,7 @@ from stt_async.errors import PermanentError, TransientError, WorkerLostError
 from stt_async.params import SplitLimits, SplitParams
 from stt_async.settings import Settings
 from stt_async.worker.child import RECYCLE_AFTER_GROWTH_BYTES
-from stt_async.worker.pool import Pool, Split, open_pool, split_timeout_s
+from stt_async.worker.pool import Pool, TimedSplit, open_pool
 from tests.support.jobs import (
     LEAK_BYTES,
     answer,
@@ -56,7 +56,7 @@ async def test_job_that_runs_alone_overlaps_no_other(pool: Pool, speech: Path, t
         alone = group.create_task(pool.split_alone(speech, made(tmp_path / "alone"), params, limits))
         after = [group.create_task(pool.split(speech, made(tmp_path / f"after-{n}"), params, limits)) for n in range(3)]
     only = alone.result()
-    others: list[Split] = [task.result() for task in before + after]
+    others: list[TimedSplit] = [task.result() for task in before + after]
     assert all(each.ended_s <= only.started_s or each.started_s >= only.ended_s for each in others)
 
 
@@ -264,17 +264,3 @@ async def test_error_of_a_recording_comes_out_of_the_child_as_it_is(pool: Pool, 
     with pytest.raises(PermanentError) as caught:
         await pool.split(tmp_path / "page.mp3", made(tmp_path / "out"), SplitParams(), SplitLimits())
     assert caught.value.code == "not_audio"
-
-
-@pytest.mark.parametrize(
-    ("source_bytes", "bytes_s", "expected_s"),
-    [
-        (1_000, None, 600.0),  # never less than the floor
-        (100_000_000, 1e9, 600.0),
-        (100_000_000, 1e6, 2_000.0),  # twenty times what it should take
-        (100_000_000, None, 12_500.0),  # nothing measured yet: a slow machine is assumed
-        (10**12, 1e6, 21_600.0),  # never more than a job may take
-    ],
-)
-def test_time_a_split_may_take_follows_its_size(source_bytes: int, bytes_s: float | None, expected_s: float) -> None:
-    assert split_timeout_s(source_bytes, bytes_s, 21_600.0) == expected_s

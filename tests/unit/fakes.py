@@ -4,17 +4,22 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, cast
 
 from stt_async.errors import ClassifiedError, SttError
 from stt_async.job import SplitJob
-from stt_async.manifest import Manifest, Recording, Segment, SplitResult, build
+from stt_async.manifest import Manifest, Recording, Segment, SplitResult
 from stt_async.params import SplitParams
 from stt_async.retry import Retry
 from stt_async.services.queue import Depth, JobQueue, Message
-from stt_async.worker.lease import Lease
-from stt_async.worker.pipeline import Outcome
+from stt_async.worker.breaker import Breaker
+from stt_async.worker.daemon import Daemon
+from stt_async.worker.lease import Lease, Leases
+from stt_async.worker.running_jobs import RunningJobs
+from stt_async.worker.settlement import Outcome
+from stt_async.worker.stop import Stop
 
 PATIENCE_S = 5.0
 """What a test waits for happens in milliseconds; after this long it never will."""
@@ -135,6 +140,10 @@ class FakePipeline:
         self.does = dict(does)
         self.fetched: set[str] = set()
         """The jobs that have their recording from the first moment."""
+        self.needed_s: dict[str, float] = {}
+        """How long a job is estimated to take."""
+        self.asked: list[str] = []
+        """The jobs whose estimate was read, in order."""
         self.started: list[str] = []
         self.running = 0
         self.most_running = 0
@@ -143,6 +152,12 @@ class FakePipeline:
         body = lease.message.body
         self.started.append(body)
         lease.fetched = body in self.fetched
+
+        def seconds_needed() -> float | None:
+            self.asked.append(body)
+            return self.needed_s.get(body)
+
+        lease.seconds_needed = seconds_needed
         self.running += 1
         self.most_running = max(self.most_running, self.running)
         try:
@@ -151,6 +166,78 @@ class FakePipeline:
         finally:
             self.running -= 1
         return Outcome("job_succeeded", {"segments": 1})
+
+
+VISIBILITY_S = 300
+LONG_S = 3600.0
+OUTAGE_DELAY_S = 60
+
+
+@dataclass
+class RunningDaemon:
+    """A daemon that runs, and what it runs on."""
+
+    queue: FakeQueue
+    pipeline: FakePipeline
+    stop: Stop
+    breaker: Breaker
+    leases: Leases
+    jobs: RunningJobs
+    daemon: Daemon
+    run: asyncio.Task[object]
+    idle_s: list[float] = field(default_factory=list)
+
+    async def drain(self, *, within_s: float = LONG_S) -> None:
+        """Ask to stop, and wait for the daemon's end."""
+        self.stop.request("test", within_s=within_s)
+        async with asyncio.timeout(PATIENCE_S):
+            await self.run
+
+
+async def in_order() -> None:
+    """A probe that finds everything in order."""
+
+
+@asynccontextmanager
+async def working(
+    messages: Sequence[Message],
+    *,
+    slots: int = 4,
+    job_timeout_s: float = LONG_S,
+    probe: Callable[[], Awaitable[None]] = in_order,
+    does: Mapping[str, Callable[[], Awaitable[object]]] | None = None,
+) -> AsyncIterator[RunningDaemon]:
+    """Run a daemon over these messages. When the block ends, the daemon has ended and holds no job."""
+    queue, pipeline, stop = FakeQueue(*messages), FakePipeline(does or {}), Stop()
+    leases, breaker = Leases(queue, VISIBILITY_S), Breaker(probe)
+    leases._tick_s = 0.001
+    idle_s: list[float] = []
+
+    async def when_idle(seconds: float) -> None:
+        idle_s.append(seconds)
+
+    jobs = RunningJobs(
+        queue=queue,
+        leases=leases,
+        breaker=breaker,
+        pipeline=pipeline,
+        job_timeout_s=job_timeout_s,
+        outage_delay_s=OUTAGE_DELAY_S,
+    )
+    daemon = Daemon(
+        queue=queue,
+        jobs=jobs,
+        breaker=breaker,
+        stop=stop,
+        slots=slots,
+        wait_time_s=1,
+        visibility_timeout_s=VISIBILITY_S,
+        when_idle=when_idle,
+    )
+    async with beside(daemon.run(), leases.run(), breaker.run(), daemon.release_unfinishable()) as [run, *_]:
+        yield RunningDaemon(queue, pipeline, stop, breaker, leases, jobs, daemon, run, idle_s)
+    assert pipeline.running == 0
+    assert not leases._held
 
 
 def raises(error: BaseException) -> Callable[[], Awaitable[None]]:
@@ -241,7 +328,7 @@ def a_manifest(
     source_etag: str | None = "e1",
 ) -> Manifest:
     """The manifest of a job that has been done."""
-    return build(
+    return Manifest.from_result(
         job or a_job(),
         result or a_result(),
         params or SplitParams(),

@@ -26,7 +26,7 @@ class World:
         self.pages_read = 0
         self.prefixes: list[str] = []
         self.heads: dict[str, ManifestHead] = {}
-        self.condemned: set[str] = set()
+        self.unsplittable: set[str] = set()
         """Keys whose bytes can never be split."""
         self.sent: list[SplitJob] = []
         self.sends: list[int] = []
@@ -43,15 +43,15 @@ class World:
     async def head_manifest(self, prefix: str) -> ManifestHead | None:
         return self.heads.get(prefix)
 
-    async def is_condemned(self, job: SplitJob) -> bool:
-        return job.source_key in self.condemned
+    async def is_unsplittable(self, job: SplitJob) -> bool:
+        return job.source_key in self.unsplittable
 
     async def send(self, jobs: Sequence[SplitJob]) -> None:
         self.sent += jobs
         self.sends.append(len(jobs))
 
     async def enqueue(self, settings: Settings, **selection: Any) -> Summary:
-        services: Any = SimpleNamespace(source=self, sink=self, trail=self)
+        services: Any = SimpleNamespace(source=self, sink=self, failure_records=self)
         return await _go_through(
             settings, services, Selection(**selection), self.send, lambda summary: self.told.append(summary.sent)
         )
@@ -162,10 +162,10 @@ def test_a_bucket_that_tells_no_etag_makes_a_job_without() -> None:
     assert job.source_etag is None
 
 
-@pytest.mark.parametrize(("selection", "sent"), [({}, ["b.mp3"]), ({"retry_condemned": True}, ["a.mp3", "b.mp3"])])
+@pytest.mark.parametrize(("selection", "sent"), [({}, ["b.mp3"]), ({"retry_unsplittable": True}, ["a.mp3", "b.mp3"])])
 async def test_what_can_never_be_split_is_left_out_unless_asked_for(selection: dict[str, Any], sent: list[str]) -> None:
     world = World([found("a.mp3"), found("b.mp3")])
-    world.condemned = {"a.mp3"}
+    world.unsplittable = {"a.mp3"}
     summary = await world.enqueue(load(), **selection)
     assert world.sent_keys == sent
-    assert summary.condemned == 2 - len(sent)
+    assert summary.unsplittable == 2 - len(sent)

@@ -13,7 +13,7 @@ from stt_async.errors import TransientError
 from stt_async.services.imds import Imds, SpotNotice, parse_spot_notice
 from stt_async.worker import interruption as module
 from stt_async.worker.interruption import SPOT_MARGIN_S, SPOT_NOTICE_S, Interruptions, seconds_left
-from stt_async.worker.membership import Hooks, Membership
+from stt_async.worker.lifecycle import Hooks, Lifecycle
 from stt_async.worker.stop import Stop
 from tests.unit.fakes import beside, until
 
@@ -51,8 +51,8 @@ def _told(answer: T | Exception) -> T:
 class Watched:
     def __init__(self) -> None:
         self.imds, self.stop = FakeImds(), Stop()
-        self.membership = Membership(None, Hooks(), self.stop, idle_timeout_s=0, drain_timeout_s=DRAIN_S)
-        self.watch = Interruptions(cast("Imds", self.imds), self.stop, self.membership, drain_timeout_s=DRAIN_S)
+        self.lifecycle = Lifecycle(None, Hooks(), self.stop, idle_timeout_s=0, drain_timeout_s=DRAIN_S)
+        self.watch = Interruptions(cast("Imds", self.imds), self.stop, self.lifecycle, drain_timeout_s=DRAIN_S)
 
     @property
     def reason(self) -> str | None:
@@ -95,44 +95,44 @@ class TestTime:
 
 
 async def test_nothing_armed_stops_nothing(watched: Watched) -> None:
-    await watched.watch.look()
+    await watched.watch.poll_once()
     assert not watched.stop.requested
 
 
 async def test_a_spot_notice_sets_its_own_deadline(watched: Watched) -> None:
     watched.imds.spot = spot(120)
-    await watched.watch.look()
+    await watched.watch.poll_once()
     assert watched.reason == "spot_interruption"
     assert 95 < watched.left_s() <= 100
 
 
 async def test_a_late_spot_notice_means_at_once(watched: Watched) -> None:
     watched.imds.spot = spot(5)
-    await watched.watch.look()
+    await watched.watch.poll_once()
     assert watched.left_s() <= 0
 
 
 async def test_a_rebalance_recommendation_is_a_normal_drain(watched: Watched) -> None:
     watched.imds.rebalance = True
-    await watched.watch.look()
+    await watched.watch.poll_once()
     assert watched.reason == "rebalance_recommendation"
     assert 95 < watched.left_s() <= DRAIN_S
 
 
 async def test_a_spot_notice_after_a_rebalance_recommendation_shortens_the_drain(watched: Watched) -> None:
     watched.imds.rebalance = True
-    await watched.watch.look()
+    await watched.watch.poll_once()
     watched.imds.spot = spot(30)
-    await watched.watch.look()
+    await watched.watch.poll_once()
     assert watched.reason == "spot_interruption"
     assert watched.left_s() <= 10
 
 
 async def test_the_end_by_the_group_is_a_drain_and_the_membership_hears_of_it(watched: Watched) -> None:
     watched.imds.state = "Terminated"
-    await watched.watch.look()
+    await watched.watch.poll_once()
     assert watched.reason == "scale_in"
-    assert watched.membership._ending.is_set()
+    assert watched.lifecycle._terminating.is_set()
 
 
 async def test_a_notice_that_stays_is_told_once(watched: Watched) -> None:

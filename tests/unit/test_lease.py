@@ -313,7 +313,7 @@ async def test_what_cannot_be_taken_back_needs_a_lease_that_lasts(
     async with Leases(FakeQueue(), VISIBILITY_S).hold(message("a", age_s=age_s)) as lease:
         lease.lost = lost
         if ours:
-            lease.require()
+            lease.require_held()
         else:
             with pytest.raises(LeaseLostError, match=lost or "too little"):
-                lease.require()
+                lease.require_held()

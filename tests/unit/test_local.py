@@ -16,10 +16,10 @@ from stt_async.errors import PermanentError, SettingsError, WorkerLostError
 from stt_async.local import files
 from stt_async.local.files import LocalResult, find_recordings, split_files
 from stt_async.local.inspection import problems
-from stt_async.manifest import MANIFEST_NAME, Archive, Manifest, Segment, decode, encode
+from stt_async.manifest import MANIFEST_NAME, Archive, Manifest, Segment
 from stt_async.params import SplitLimits, SplitParams
 from stt_async.settings import Settings, load
-from stt_async.worker.pool import Split
+from stt_async.worker.pool import TimedSplit
 from tests.unit.fakes import a_manifest, a_recording, a_result, a_segment
 
 RATE = 16_000
@@ -73,7 +73,7 @@ class FakePool:
         self.errors: dict[str, Exception] = {}
         self.splits: list[str] = []
 
-    async def split(self, source: Path, out_dir: Path, params: SplitParams, limits: SplitLimits) -> Split:
+    async def split(self, source: Path, out_dir: Path, params: SplitParams, limits: SplitLimits) -> TimedSplit:
         del params, limits
         self.splits.append(source.name)
         segment = a_segment()
@@ -81,7 +81,7 @@ class FakePool:
         await asyncio.sleep(0)
         if source.name in self.errors:
             raise self.errors[source.name]
-        return Split(a_result(recording=a_recording(source_bytes=source.stat().st_size)), 0.0, 1.0)
+        return TimedSplit(a_result(recording=a_recording(source_bytes=source.stat().st_size)), 0.0, 1.0)
 
 
 @pytest.fixture
@@ -115,7 +115,7 @@ class TestSplitFiles:
         results = await self.split(tmp_path / "in", tmp_path / "out")
         assert len(pool.splits) == 2
         for name, result in results.items():
-            assert result.manifest == decode((tmp_path / "out" / name / MANIFEST_NAME).read_bytes())
+            assert result.manifest == Manifest.from_json((tmp_path / "out" / name / MANIFEST_NAME).read_bytes())
             assert result.facts()["status"] == "ok"
             assert not result.skipped
 
@@ -287,4 +287,4 @@ class TestProblems:
         assert self.found(tmp_path, manifest).startswith("segment_00001.flac is not there")
 
     def test_a_manifest_read_back_promises_the_same(self, tmp_path: Path, manifest: Manifest) -> None:
-        assert self.found(tmp_path, decode(encode(manifest))) == ""
+        assert self.found(tmp_path, Manifest.from_json(manifest.to_json())) == ""

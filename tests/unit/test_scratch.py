@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stt_async.errors import TransientError
+from stt_async.errors import DISK_FULL, PermanentError, TransientError
 from stt_async.worker.scratch import Scratch, open_scratch
 from tests.unit.fakes import PATIENCE_S, until
 
@@ -40,7 +40,7 @@ class Guest:
         self.task = asyncio.create_task(self._stay())
 
     async def _stay(self) -> None:
-        async with self._scratch.room(self._needed_bytes) as self.folder:
+        async with self._scratch.job_folder(self._needed_bytes) as self.folder:
             self._entered.append(self)
             await self._leave.wait()
 
@@ -105,7 +105,7 @@ def test_the_budget_is_never_exceeded_and_all_of_it_comes_back(
 
     async def visit(scratch: Scratch, size: int, ending: str) -> None:
         nonlocal used
-        async with scratch.room(size):
+        async with scratch.job_folder(size):
             taken = min(MOST_BYTES, size)  # what is larger than all of it takes all of it
             used += taken
             try:
@@ -127,7 +127,7 @@ def test_the_budget_is_never_exceeded_and_all_of_it_comes_back(
                 task.cancel()
         async with asyncio.timeout(PATIENCE_S):
             results = await asyncio.gather(*tasks, return_exceptions=True)
-            async with scratch.room(MOST_BYTES):
+            async with scratch.job_folder(MOST_BYTES):
                 pass
         expected = (ZeroDivisionError, asyncio.CancelledError)
         assert all(result is None or isinstance(result, expected) for result in results)
@@ -142,7 +142,7 @@ def test_the_budget_is_never_exceeded_and_all_of_it_comes_back(
 @pytest.mark.parametrize("ending", ENDINGS)
 async def test_a_room_is_removed_however_its_job_ends(scratch: Scratch, tmp_path: Path, ending: str) -> None:
     async def job() -> None:
-        async with scratch.room(10) as folder:
+        async with scratch.job_folder(10) as folder:
             (folder / "out").mkdir()
             (folder / "out" / "segment.flac").write_bytes(b"x")
             assert (folder.stat().st_mode & 0o777) == 0o700
@@ -168,11 +168,11 @@ async def test_no_room_to_make_a_folder_is_a_full_disk_and_takes_nothing(tmp_pat
     folder = tmp_path / "not there yet"
     scratch = Scratch(folder, 8)
     with pytest.raises(TransientError) as caught:
-        async with scratch.room(1):
+        async with scratch.job_folder(1):
             pytest.fail("there is no folder to be in")
     assert caught.value.code == "disk_full"
     folder.mkdir()
-    async with asyncio.timeout(PATIENCE_S), scratch.room(1):
+    async with asyncio.timeout(PATIENCE_S), scratch.job_folder(1):
         pass
 
 
@@ -185,7 +185,7 @@ async def test_a_worker_has_a_folder_of_its_own_and_leaves_none(tmp_path: Path) 
     with open_scratch(scratch_dir, None) as scratch:
         [mine] = _worker_folders(scratch_dir)
         assert str(os.getpid()) in mine.name
-        async with scratch.room(1) as room:
+        async with scratch.job_folder(1) as room:
             assert room.parent == mine
         assert (scratch_dir.stat().st_mode & 0o777) == 0o700
     assert _worker_folders(scratch_dir) == []
@@ -248,3 +248,19 @@ def test_workers_that_start_at_the_same_time_do_not_take_each_other_for_dead(tmp
     with ThreadPoolExecutor(8) as workers:
         assert all(workers.map(worker, range(400)))
     assert _worker_folders(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("error", "share"), [(TransientError(DISK_FULL, "full"), 0.5), (PermanentError("not_audio", "html"), 1.0)]
+)
+async def test_full_disk_halves_what_scratch_lets_in(tmp_path: Path, error: Exception, share: float) -> None:
+    most_bytes = 100
+    scratch = Scratch(tmp_path, most_bytes)
+    with pytest.raises(type(error)):
+        async with scratch.job_folder(10):
+            raise error
+    assert scratch._capacity_bytes.total == most_bytes * share
+    for _ in range(10):
+        async with scratch.job_folder(10):
+            pass
+    assert scratch._capacity_bytes.total == most_bytes

@@ -11,8 +11,8 @@ import pytest
 from botocore.exceptions import ClientError
 
 from stt_async.errors import DependencyError, PermanentError, RetryJobError, TransientError
-from stt_async.manifest import encode
 from stt_async.retry import Retry
+from stt_async.services.bucket import Bucket
 from stt_async.services.sink import ManifestHead, Sink
 from tests.unit.fakes import a_job, a_manifest, until
 
@@ -134,7 +134,7 @@ def s3() -> S3:
 def sink(s3: S3) -> Sink:
     client: Any = s3
     retry = Retry(timeout_s=30.0, max_wait_s=0.001)
-    return Sink(client, bucket="out", uploads=4, multipart_chunksize_bytes=PART_BYTES, retry=retry)
+    return Sink(Bucket(client, "out", uploads=4, part_bytes=PART_BYTES, retry=retry))
 
 
 @pytest.fixture
@@ -248,19 +248,19 @@ async def test_the_first_commit_stands_and_tells_what_it_was_made_from(s3: S3, s
     manifest = a_manifest()
     assert await sink.read_manifest(manifest.output_prefix) is None
     assert await sink.head_manifest(manifest.output_prefix) is None
-    assert await sink.commit(manifest, replaces=None) is manifest
-    assert s3.objects == {KEY: encode(manifest)}
+    assert await sink.commit(manifest, replaces=None) is None
+    assert s3.objects == {KEY: manifest.to_json()}
     standing = await sink.read_manifest(manifest.output_prefix)
     assert standing is not None
-    assert standing.manifest() == manifest
+    assert standing.parse() == manifest
     assert await sink.head_manifest(manifest.output_prefix) == ManifestHead(manifest.params_sha256, "e1")
 
 
 async def test_who_is_second_gets_the_winner(s3: S3, sink: Sink) -> None:
     winner, second = a_manifest(), a_manifest(a_job(job_id="split-2"))
-    s3.objects[KEY] = encode(winner)
+    s3.objects[KEY] = winner.to_json()
     assert await sink.commit(second, replaces=None) == winner
-    assert s3.objects[KEY] == encode(winner)
+    assert s3.objects[KEY] == winner.to_json()
 
 
 async def test_a_commit_whose_answer_was_lost_finds_itself(s3: S3, sink: Sink) -> None:
@@ -271,15 +271,15 @@ async def test_a_commit_whose_answer_was_lost_finds_itself(s3: S3, sink: Sink) -
 
 async def test_a_replacement_replaces_what_it_saw_and_nothing_newer(s3: S3, sink: Sink) -> None:
     old, newer, mine = (a_manifest(a_job(job_id=name)) for name in ("old", "newer", "mine"))
-    s3.objects[KEY] = encode(old)
+    s3.objects[KEY] = old.to_json()
     seen = await sink.read_manifest(old.output_prefix)
     assert seen is not None
-    s3.objects[KEY] = encode(newer)
+    s3.objects[KEY] = newer.to_json()
     assert await sink.commit(mine, replaces=seen.etag) == newer
     seen = await sink.read_manifest(old.output_prefix)
     assert seen is not None
-    assert await sink.commit(mine, replaces=seen.etag) is mine
-    assert s3.objects[KEY] == encode(mine)
+    assert await sink.commit(mine, replaces=seen.etag) is None
+    assert s3.objects[KEY] == mine.to_json()
 
 
 async def test_a_replacement_of_what_is_gone_may_be_tried_again(s3: S3, sink: Sink) -> None:
@@ -293,7 +293,7 @@ async def test_something_else_in_its_place_is_refused(s3: S3, sink: Sink) -> Non
     standing = await sink.read_manifest("amdo/001.mp3/")
     assert standing is not None
     with pytest.raises(PermanentError) as caught:
-        standing.manifest()
+        standing.parse()
     assert caught.value.code == "foreign_manifest"
 
 

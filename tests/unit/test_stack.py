@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from stt_async.errors import DependencyError, SettingsError, TransientError
 from stt_async.fleet import group as groups
 from stt_async.fleet import stack as stacks
-from stt_async.fleet.account import Account, RejectedError
-from stt_async.fleet.group import Group, Instance
+from stt_async.fleet.account import AwsAccount, RejectedError
+from stt_async.fleet.group import FleetGroup, Instance
 from stt_async.fleet.template import PATH, Template, parse_parameters, read_template
 from stt_async.fleet.worker_logs import parse_span_s
 from stt_async.retry import Retry
@@ -43,9 +43,9 @@ class Service:
         return [operation for operation, _ in self.calls]
 
 
-def account(*, cloudformation: Service | None = None, autoscaling: Service | None = None) -> Account:
+def account(*, cloudformation: Service | None = None, autoscaling: Service | None = None) -> AwsAccount:
     nothing: Any = Service()
-    return Account(
+    return AwsAccount(
         region="us-east-1",
         cloudformation=cloudformation or nothing,
         autoscaling=autoscaling or nothing,
@@ -141,7 +141,7 @@ class TestScaling:
         self, desired: int, count: int, states: list[str]
     ) -> None:
         instances = [Instance(f"i-{n}", state, is_current=True) for n, state in enumerate(states)]
-        plan = groups.scaling(Group("split", desired, 8, instances, []), count)
+        plan = groups.scaling(FleetGroup("split", desired, 8, instances, []), count)
 
         staying, wants = len(plan.group.staying), plan.desired
         for number, _ in enumerate(plan.ends):
@@ -161,12 +161,12 @@ class TestScaling:
             Instance("i-boots", "Pending", is_current=True),
             Instance("i-gone", "Terminating:Wait", is_current=False),
         ]
-        plan = groups.scaling(Group("split", 3, 8, instances, []), 1)
+        plan = groups.scaling(FleetGroup("split", 3, 8, instances, []), 1)
         assert [each.instance_id for each in plan.ends] == ["i-old", "i-boots"]
 
     def test_more_than_the_link_can_feed_is_refused(self) -> None:
         with pytest.raises(SettingsError, match="may have 3 instances, not 4"):
-            groups.scaling(Group("split", 0, 3, [], []), 4)
+            groups.scaling(FleetGroup("split", 0, 3, [], []), 4)
 
     async def test_one_that_ended_itself_meanwhile_is_no_failure(self) -> None:
         gone = {"AutoScalingGroups": [{"DesiredCapacity": 0, "MaxSize": 8, "Instances": []}]}
@@ -174,7 +174,7 @@ class TestScaling:
             terminate_instance_in_auto_scaling_group=[refused("ValidationError", "Instance Id not found")],
             describe_auto_scaling_groups=[gone],
         )
-        group = Group("split", 1, 8, [Instance("i-0", "InService", is_current=True)], [])
+        group = FleetGroup("split", 1, 8, [Instance("i-0", "InService", is_current=True)], [])
 
         await groups.scale(account(autoscaling=service), groups.scaling(group, 0))
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from stt_async.worker import lag
 from stt_async.worker.lag import TELL_INTERVAL_S, THRESHOLD_S, LagMeter
 from stt_async.worker.stop import Stop
-from stt_async.worker.watchdog import Side, Watchdog, notify, stalled
+from stt_async.worker.watchdog import Activity, Watchdog, notify, stalled
 from tests.unit.fakes import beside, until
 
 
@@ -46,8 +46,8 @@ def _address(listener: Listener) -> str:
     return str(listener.socket.getsockname())
 
 
-def _side(last_s: float | None) -> Side:
-    return Side("polls", lambda: last_s, 10.0)
+def _side(last_s: float | None) -> Activity:
+    return Activity("polls", lambda: last_s, 10.0)
 
 
 class TestNotify:
@@ -81,25 +81,25 @@ class TestStalled:
         assert stalled([_side(None)], 1e9) == []
 
     def test_each_side_counts_alone(self) -> None:
-        sides = [_side(0.0), Side("heartbeats", lambda: 95.0, 10.0), Side("jobs", lambda: 0.0, 1.0)]
+        sides = [_side(0.0), Activity("heartbeats", lambda: 95.0, 10.0), Activity("jobs", lambda: 0.0, 1.0)]
         assert stalled(sides, 100.0) == ["polls", "jobs"]
 
 
 class TestWatchdog:
     def test_a_sign_of_life_while_all_sides_make_progress(self, listener: Listener) -> None:
-        Watchdog(_address(listener), 60.0, [_side(time.monotonic())], lambda: "2 jobs").look()
+        Watchdog(_address(listener), 60.0, [_side(time.monotonic())], lambda: "2 jobs").check()
         assert listener.heard() == ["STATUS=2 jobs\nWATCHDOG=1"]
 
     def test_none_while_one_side_is_stuck_and_again_when_it_goes_on(self, listener: Listener) -> None:
         last_s = [0.0]
-        sides = [_side(time.monotonic()), Side("heartbeats", lambda: last_s[0], 10.0)]
+        sides = [_side(time.monotonic()), Activity("heartbeats", lambda: last_s[0], 10.0)]
         dog = Watchdog(_address(listener), 60.0, sides, lambda: "2 jobs")
         with structlog.testing.capture_logs() as logs:
-            dog.look()
-            dog.look()
+            dog.check()
+            dog.check()
             assert listener.heard() == ["STATUS=2 jobs"] * 2
             last_s[0] = time.monotonic()
-            dog.look()
+            dog.check()
         assert listener.heard() == ["STATUS=2 jobs\nWATCHDOG=1"]
         assert [line["event"] for line in logs] == ["watchdog_withheld", "watchdog_resumed"]
         assert logs[0]["stalled"] == ["heartbeats"]
