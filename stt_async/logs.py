@@ -156,8 +156,8 @@ class _Libraries(logging.Handler):
     """What libraries say, as lines of ours: `logging` itself would write it to stderr, from the event loop, too."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        say = _log.error if record.levelno >= logging.ERROR else _log.warning
-        say("library_warned", logger=record.name, message=record.getMessage(), exc_info=record.exc_info)
+        log = _log.error if record.levelno >= logging.ERROR else _log.warning
+        log("library_warned", logger=record.name, message=record.getMessage(), exc_info=record.exc_info)
 
 
 def _processors(*additions: Processor) -> list[Processor]:

@@ -38,7 +38,7 @@ class Retry:
             retry=retry_if_exception(_may_pass),
             wait=wait_random_exponential(multiplier=0.25, max=self.max_wait_s),
             stop=stop_before_delay(self.timeout_s),
-            before_sleep=_tell,
+            before_sleep=_log_retry,
             reraise=True,
         )
         return await retrying(call, *args, **kwargs)
@@ -59,7 +59,7 @@ def _may_pass(error: BaseException) -> bool:
     return isinstance(error, TransientError | OutageError)
 
 
-def _tell(state: RetryCallState) -> None:
+def _log_retry(state: RetryCallState) -> None:
     error = state.outcome.exception() if state.outcome else None
     wait_s = state.next_action.sleep if state.next_action else 0.0
     code = error.code if isinstance(error, ClassifiedError) else None

@@ -17,10 +17,10 @@ from rich.text import Text
 from stt_async import logs, metrics, settings
 from stt_async.cli.deployment import deploy
 from stt_async.cli.terminal import AsJson, EnvFile, err, out, print_json
+from stt_async.corpus.enqueue import Selection, preview
+from stt_async.corpus.enqueue import enqueue as send_jobs
 from stt_async.errors import ClassifiedError, SettingsError, SttError
 from stt_async.fleet.doctor import examine
-from stt_async.fleet.enqueue import Selection, preview
-from stt_async.fleet.enqueue import enqueue as send_jobs
 from stt_async.local.demo import Demonstration, demonstration
 from stt_async.local.files import LocalResult, find_recordings, split_files
 from stt_async.manifest import Manifest

@@ -12,13 +12,13 @@ from rich.filesize import decimal
 from rich.table import Table
 
 from stt_async import settings
-from stt_async.cli.terminal import AsJson, EnvFile, err, print_json, say, tell
+from stt_async.cli.terminal import AsJson, EnvFile, err, print_err, print_json, print_out
 from stt_async.errors import SettingsError
 from stt_async.fleet import artifact, deployment, group, worker_logs
 from stt_async.fleet.account import AwsAccount, open_account
 from stt_async.fleet.stack import Event, Proposal, Stack
 from stt_async.fleet.status import Status
-from stt_async.fleet.status import status as look
+from stt_async.fleet.status import status as read_status
 from stt_async.fleet.template import PATH, parse_parameters, read_template
 from stt_async.progress import progress
 
@@ -46,11 +46,11 @@ def build(
         print_json({"file": str(built.file), "sha256": built.sha256, "bytes": built.size_bytes})
         return
     wheels = [size for name, size in built.members_bytes.items() if name.startswith("wheels/")]
-    say(f"{built.file}: {decimal(built.size_bytes)}")
-    say(f"{len(wheels)} wheels: {decimal(sum(wheels))}")
+    print_out(f"{built.file}: {decimal(built.size_bytes)}")
+    print_out(f"{len(wheels)} wheels: {decimal(sum(wheels))}")
     for name, size in sorted(built.members_bytes.items(), key=lambda member: -member[1])[:5]:
-        say(f"  {decimal(size):>8} {name}")
-    say(f"sha256 {built.sha256}")
+        print_out(f"  {decimal(size):>8} {name}")
+    print_out(f"sha256 {built.sha256}")
 
 
 @deploy.command("deploy")
@@ -85,7 +85,7 @@ def deploy_stack(
         artifact=artifact.build(DIST, torch_index).file if build else release,
     )
     with ExitStack() as bar:
-        operator = _Operator(f"{stack} in {ours.aws_region}", bar, asks=not yes, declines=dry_run)
+        operator = _Terminal(f"{stack} in {ours.aws_region}", bar, asks=not yes, declines=dry_run)
         outcome = asyncio.run(deployment.deploy(ours, order, operator))
     outputs = dict(sorted(outcome.stack.outputs.items())) if outcome.stack else {}
     if as_json:
@@ -93,23 +93,23 @@ def deploy_stack(
         return
     match outcome.result:
         case "unchanged":
-            say(f"{stack} is as it should be: no changes")
+            print_out(f"{stack} is as it should be: no changes")
         case "declined":
-            say("nothing was changed")
+            print_out("nothing was changed")
         case "deployed":
             for name, value in outputs.items():
-                say(f"{name}: {value}")
+                print_out(f"{name}: {value}")
 
 
 @deploy.command()
 def status(*, stack: StackName = STACK, as_json: AsJson = False, env_file: EnvFile = None) -> None:
     """Show the stack, its release, its instances, what the queues hold, and alarms."""
-    found = asyncio.run(look(settings.load(env_file), stack))
+    found = asyncio.run(read_status(settings.load(env_file), stack))
     if as_json:
         print_json(found.facts())
         return
     for line in _status_lines(found):
-        say(line)
+        print_out(line)
 
 
 @deploy.command()
@@ -131,21 +131,21 @@ def scale(
 
     plan = asyncio.run(run())
     verb = "would have" if dry_run else "is to have"
-    say(
+    print_out(
         f"{plan.group.name} {verb} {count} instances; it has {len(plan.group.staying)}, and wanted {plan.group.desired}"
     )
     if plan.ends:
-        say(
+        print_out(
             f"{len(plan.ends)} end: protected from scale-in, each is told by itself. What they cannot finish in 100 s "
             "goes back to the queue"
         )
     if not count:
-        say(
+        print_out(
             "while jobs wait, an alarm starts instances again within minutes: `bin/deploy suspend` prevents it. Left "
             "alone, an instance ends itself when it found no job for IdleTimeoutSeconds"
         )
     elif "Launch" in plan.group.suspended:
-        say("launching is suspended: nothing starts before `bin/deploy resume`")
+        print_out("launching is suspended: nothing starts before `bin/deploy resume`")
 
 
 @deploy.command()
@@ -193,19 +193,19 @@ def delete(*, stack: StackName = STACK, yes: Yes = False, dry_run: DryRun = Fals
             return await deployment.existing(account, stack)
 
     found = asyncio.run(run())
-    tell(f"stack {stack} in {ours.aws_region} is {found.status}; its instances, roles, alarms and logs go")
+    print_err(f"stack {stack} in {ours.aws_region} is {found.status}; its instances, roles, alarms and logs go")
     if dry_run:
-        say("nothing was changed")
+        print_out("nothing was changed")
         return
     if not yes and typer.prompt("Type the stack's name to delete it", err=True) != stack:
         raise SettingsError(f"that is not {stack}: nothing was changed")
     with ExitStack() as bar:
         kept = asyncio.run(
             deployment.delete(
-                ours, stack, _Events(bar), lambda left: tell(f"{left} instances end, and give their jobs back")
+                ours, stack, _Events(bar), lambda left: print_err(f"{left} instances end, and give their jobs back")
             )
         )
-    say(f"stack {stack} is deleted; kept: {', '.join(kept) or 'nothing'}")
+    print_out(f"stack {stack} is deleted; kept: {', '.join(kept) or 'nothing'}")
 
 
 def _hold(
@@ -223,7 +223,7 @@ def _hold(
 
     found = asyncio.run(run())
     verb = "are" if act is not None else "would be"
-    say(f"{found.name}: {' and '.join(group.HELD_BACK)} {verb} {done}; {len(found.staying)} instances run")
+    print_out(f"{found.name}: {' and '.join(group.HELD_BACK)} {verb} {done}; {len(found.staying)} instances run")
 
 
 class _Events:
@@ -235,44 +235,46 @@ class _Events:
         self._done: set[str] = set()
 
     def __call__(self, event: Event) -> None:
-        _tell_event(event)
+        _print_event(event)
         if event.status.endswith("_COMPLETE") and not event.is_of_stack:
             self._done.add(event.logical_id)
             self._report(len(self._done), self._total)
 
 
-class _Operator:
-    """Who sits at the terminal: a `deployment.Witness`."""
+class _Terminal:
+    """The operator at the terminal: a `deployment.Operator`."""
 
     def __init__(self, what: str, bar: ExitStack, *, asks: bool, declines: bool) -> None:
         self._what = what
         self._bar = bar
         self._asks = asks
         self._declines = declines
-        self._hear: Callable[[Event], None] = _tell_event
+        self._on_event: Callable[[Event], None] = _print_event
 
     def approve(self, proposal: Proposal) -> bool:
         err.print(_changes(proposal))
         if self._declines or (self._asks and not typer.confirm(f"Go on with {self._what}?", err=True)):
             return False
         # Only now: a bar and a question do not share a terminal.
-        self._hear = _Events(self._bar, len(proposal.changes))
+        self._on_event = _Events(self._bar, len(proposal.changes))
         return True
 
-    def clear(self, leftover: Stack) -> bool:
-        tell(f"{leftover.name} is {leftover.status}, left by a create that failed: it holds nothing, and goes first")
+    def confirm_cleanup(self, leftover: Stack) -> bool:
+        print_err(
+            f"{leftover.name} is {leftover.status}, left by a create that failed: it is empty, and is deleted first"
+        )
         return not self._declines
 
-    def hear(self, event: Event) -> None:
-        self._hear(event)
+    def on_event(self, event: Event) -> None:
+        self._on_event(event)
 
-    def say(self, sentence: str) -> None:
-        tell(sentence)
+    def on_progress(self, sentence: str) -> None:
+        print_err(sentence)
 
 
-def _tell_event(event: Event) -> None:
+def _print_event(event: Event) -> None:
     reason = f": {event.reason}" if event.reason and not event.is_of_stack else ""
-    tell(f"{event.status:<20} {event.logical_id} ({event.resource_type}){reason}")
+    print_err(f"{event.status:<20} {event.logical_id} ({event.resource_type}){reason}")
 
 
 def _changes(proposal: Proposal) -> Table:

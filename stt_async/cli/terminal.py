@@ -23,11 +23,11 @@ def print_json(facts: dict[str, Any]) -> None:
     sys.stdout.flush()
 
 
-def say(sentence: str) -> None:
+def print_out(sentence: str) -> None:
     """Write a line to stdout, as it is."""
     out.print(sentence, markup=False, highlight=False)
 
 
-def tell(sentence: str) -> None:
+def print_err(sentence: str) -> None:
     """Write a line to stderr, as it is."""
     err.print(sentence, markup=False, highlight=False)

@@ -34,20 +34,20 @@ class Order:
     """What `build` made; None for the release that the parameters name."""
 
 
-class Witness(Protocol):
-    """Who is asked and told on the way."""
+class Operator(Protocol):
+    """The person who approves a deployment and follows it."""
 
     def approve(self, proposal: Proposal) -> bool:
-        """Tell whether to go on; asked before anything is changed."""
+        """Return whether to execute the changes; called before anything is changed."""
 
-    def clear(self, leftover: Stack) -> bool:
-        """Tell whether to remove what a failed create left, which stands in the way of a change set."""
+    def confirm_cleanup(self, leftover: Stack) -> bool:
+        """Return whether to remove the remains of a failed create, which prevent a change set."""
 
-    def hear(self, event: Event) -> None:
-        """Hear of an event of the stack."""
+    def on_event(self, event: Event) -> None:
+        """Show an event of the stack."""
 
-    def say(self, sentence: str) -> None:
-        """Hear of anything else."""
+    def on_progress(self, sentence: str) -> None:
+        """Show any other progress."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ class Outcome:
     stack: Stack | None
 
 
-async def deploy(settings: Settings, order: Order, witness: Witness) -> Outcome:
+async def deploy(settings: Settings, order: Order, operator: Operator) -> Outcome:
     """Bring a deployment up to date: all checks first, then the change set, then, if approved, release and stack.
 
     Raises:
@@ -85,34 +85,34 @@ async def deploy(settings: Settings, order: Order, witness: Witness) -> Outcome:
                 "--artifact uploads one that `bin/deploy build` made"
             )
         if leftover is not None:
-            if not witness.clear(leftover):
+            if not operator.confirm_cleanup(leftover):
                 return Outcome("declined", leftover)
-            await stacks.delete(account, leftover, witness.hear)
+            await stacks.delete(account, leftover, operator.on_event)
         kind: stacks.Kind = "CREATE" if stack is None else "UPDATE"
         async with stacks.proposed(account, order.stack, kind, order.template, values) as proposal:
             if proposal is None:
                 await _hold_zones(account, stack)
                 return Outcome("unchanged", stack)
-            if not witness.approve(proposal):
+            if not operator.approve(proposal):
                 return Outcome("declined", stack)
             if missing and order.artifact is not None:
-                witness.say(f"uploading the release to s3://{bucket}/{release_key(release)}")
+                operator.on_progress(f"uploading the release to s3://{bucket}/{release_key(release)}")
                 await upload(account, bucket, order.artifact, release)
-            stack = await stacks.execute(account, proposal, witness.hear)
+            stack = await stacks.execute(account, proposal, operator.on_event)
         await _hold_zones(account, stack)
         return Outcome("deployed", stack)
 
 
 async def delete(
-    settings: Settings, name: str, hear: Callable[[Event], None], ending: Callable[[int], None]
+    settings: Settings, name: str, on_event: Callable[[Event], None], on_instances_left: Callable[[int], None]
 ) -> list[str]:
     """Take a deployment down: its instances first, which give their jobs back, then the stack.
 
     Args:
         settings: The region.
         name: The stack's.
-        hear: Hears of each event of the stack.
-        ending: Hears how many instances are left, while they end.
+        on_event: Called with each event of the stack.
+        on_instances_left: Called with the number of instances left, while they end.
 
     Returns:
         Logical ids of what the template retains.
@@ -124,18 +124,18 @@ async def delete(
     """
     kept: list[str] = []
 
-    def heard(event: Event) -> None:
+    def collect(event: Event) -> None:
         if event.status == "DELETE_SKIPPED":
             kept.append(event.logical_id)
-        hear(event)
+        on_event(event)
 
     async with open_account(settings) as account:
         stack = await existing(account, name)
         group = await find_group(account, stack)
         # CloudFormation does not end protected instances: it would wait for them for an hour, and fail.
         if group is not None:
-            await groups.drain(account, group.name, ending)
-        await stacks.delete(account, stack, heard)
+            await groups.drain(account, group.name, on_instances_left)
+        await stacks.delete(account, stack, collect)
     return kept
 
 

@@ -151,8 +151,8 @@ async def resume(account: AwsAccount, name: str, processes: Sequence[str]) -> No
     )
 
 
-async def drain(account: AwsAccount, name: str, tell: Callable[[int], None]) -> None:
-    """Hold the group back, end all of its instances, and wait until they are gone; `tell` hears how many are left.
+async def drain(account: AwsAccount, name: str, on_instances_left: Callable[[int], None]) -> None:
+    """Suspend the group, terminate its instances, and wait; report how many are left to `on_instances_left`.
 
     Raises:
         TransientError: some are still there after `DRAIN_TIMEOUT_S`.
@@ -161,7 +161,7 @@ async def drain(account: AwsAccount, name: str, tell: Callable[[int], None]) -> 
     try:
         async with asyncio.timeout(DRAIN_TIMEOUT_S):
             while (group := await find(account, name)) is not None and group.instances:
-                tell(len(group.instances))
+                on_instances_left(len(group.instances))
                 # Each time round: one that was being launched a moment ago ends, too.
                 await scale(account, scaling(group, 0))
                 await asyncio.sleep(POLL_INTERVAL_S)

@@ -79,7 +79,7 @@ class Proposal:
     changes: Sequence[Change]
 
 
-Tell = Callable[[Event], None]
+OnEvent = Callable[[Event], None]
 
 
 async def find(account: AwsAccount, name_or_id: str) -> Stack | None:
@@ -150,7 +150,7 @@ async def proposed(
         await finish_despite_cancel(_discard(account, stack_id, change_set_id))
 
 
-async def execute(account: AwsAccount, proposal: Proposal, tell: Tell) -> Stack:
+async def execute(account: AwsAccount, proposal: Proposal, on_event: OnEvent) -> Stack:
     """Execute a change set, and wait for its end; CloudFormation goes on if nobody waits.
 
     Raises:
@@ -163,10 +163,10 @@ async def execute(account: AwsAccount, proposal: Proposal, tell: Tell) -> Stack:
         ChangeSetName=proposal.change_set_id,
         ClientRequestToken=f"stt-async-{uuid.uuid4().hex}",
     )
-    return await _settled(account, proposal.stack_id, last, f"{proposal.kind}_COMPLETE", tell)
+    return await _wait_until_stable(account, proposal.stack_id, last, f"{proposal.kind}_COMPLETE", on_event)
 
 
-async def delete(account: AwsAccount, stack: Stack, tell: Tell) -> None:
+async def delete(account: AwsAccount, stack: Stack, on_event: OnEvent) -> None:
     """Delete a stack, and wait for its end; CloudFormation goes on if nobody waits.
 
     Raises:
@@ -174,11 +174,13 @@ async def delete(account: AwsAccount, stack: Stack, tell: Tell) -> None:
     """
     last = await _last_event_id(account, stack.stack_id)
     await account.call(account.cloudformation.delete_stack, StackName=stack.stack_id)
-    await _settled(account, stack.stack_id, last, "DELETE_COMPLETE", tell)
+    await _wait_until_stable(account, stack.stack_id, last, "DELETE_COMPLETE", on_event)
 
 
-async def _settled(account: AwsAccount, stack_id: str, last: str | None, wanted: str, tell: Tell) -> Stack:
-    """Tell the events since `last` until the stack is at rest."""
+async def _wait_until_stable(
+    account: AwsAccount, stack_id: str, last: str | None, wanted: str, on_event: OnEvent
+) -> Stack:
+    """Report the events since `last` until the stack is stable."""
     failure: Event | None = None
     begun = False
     while True:
@@ -189,7 +191,7 @@ async def _settled(account: AwsAccount, stack_id: str, last: str | None, wanted:
         for event_id, event in await _events_since(account, stack_id, last):
             last, begun = event_id, True
             failure = failure or (event if event.is_failure else None)
-            tell(event)
+            on_event(event)
         # Until its first event the stack shows the state that it had before.
         if begun and not stack.status.endswith("_IN_PROGRESS"):
             break

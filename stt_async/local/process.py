@@ -12,7 +12,7 @@ from typing import Self
 
 import psutil
 
-from stt_async.local import keeper
+from stt_async.local import die_with_parent
 
 # Everything else of the environment stays outside: a proxy, an AWS_* or STT_* of the person at the keyboard would
 # silently point a local process at something that is not local.
@@ -40,7 +40,7 @@ class ChildProcess:
         log: File that takes its output.
         directory: Its working directory; the current one if not given.
         grace_s: How long it may take from SIGTERM to its end before SIGKILL.
-        leaves: Files it is known to leave behind, removed after its end (even if this process is killed).
+        leaves: Files it is known to leave behind, removed after its end.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class ChildProcess:
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
-                *self._kept_command(),
+                *self._guarded_command(),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -151,9 +151,7 @@ class ChildProcess:
             raise RuntimeError(f"{self.command[0]} has not been started: use it in `async with`")
         return self._process
 
-    def _kept_command(self) -> list[str]:
+    def _guarded_command(self) -> list[str]:
         if sys.platform != "linux":
             return self.command
-        removals = [word for file in self._leaves for word in ("--remove", str(file))]
-        isolated = [sys.executable, "-I", "-S", keeper.__file__]
-        return [*isolated, "--parent", str(os.getpid()), *removals, "--", *self.command]
+        return [sys.executable, "-I", "-S", die_with_parent.__file__, str(os.getpid()), *self.command]

@@ -146,17 +146,17 @@ async def open_imds(settings: Settings) -> AsyncIterator[Imds | None]:
     On EC2 is where it answers; and where STT_AUTOSCALING_GROUP says so, even if it does not answer right now.
     """
     if settings.aws_ec2_metadata_disabled:
-        _log.info("not_on_ec2", because="AWS_EC2_METADATA_DISABLED is true")
+        _log.info("ec2_not_detected", because="AWS_EC2_METADATA_DISABLED is true")
         yield None
         return
     async with aiohttp.ClientSession() as session:
         imds = Imds(session, settings.aws_ec2_metadata_service_endpoint)
         if await imds.answers():
-            _log.info("on_ec2")
+            _log.info("ec2_detected")
         elif settings.autoscaling_group:
-            _log.warning("imds_silent", endpoint=settings.aws_ec2_metadata_service_endpoint)
+            _log.warning("imds_unanswered", endpoint=settings.aws_ec2_metadata_service_endpoint)
         else:
-            _log.info("not_on_ec2", because=f"no answer from {settings.aws_ec2_metadata_service_endpoint}")
+            _log.info("ec2_not_detected", because=f"no answer from {settings.aws_ec2_metadata_service_endpoint}")
             yield None
             return
         yield imds

@@ -193,16 +193,16 @@ async def test_a_metadata_service_in_trouble_stops_nothing_and_is_heard_again_af
     worker = await start_worker(site, **imds.environment())
     await worker.wait_for("worker_started")
     await imds.set_mode(mode)
-    await worker.wait_for("imds_failing")
+    await worker.wait_for("imds_failed")
     await site.put_recordings({"a.wav": speech})
     await site.send(site.job("a.wav"))
     await worker.wait_for("job_succeeded")
     await imds.set_mode("fine")
-    await worker.wait_for("imds_answers_again")
+    await worker.wait_for("imds_recovered")
     assert not worker.events("stop_requested")
     imds.arm_spot(in_s=5)
     assert await worker.wait() == 0
-    assert len(worker.events("imds_failing")) == 1
+    assert len(worker.events("imds_failed")) == 1
 
 
 async def test_a_token_that_expires_is_renewed(site: Site, start_worker: StartWorker, imds: FakeImds) -> None:
@@ -213,7 +213,7 @@ async def test_a_token_that_expires_is_renewed(site: Site, start_worker: StartWo
     imds.arm_spot(in_s=5)
     assert await worker.wait() == 0
     assert _reasons(worker) == ["spot_interruption"]
-    assert not worker.events("imds_failing")
+    assert not worker.events("imds_failed")
 
 
 async def test_off_ec2_the_worker_says_so_once_and_does_without(
@@ -229,8 +229,8 @@ async def test_off_ec2_the_worker_says_so_once_and_does_without(
     worker = await start_worker(site, "--once", **variables)
     assert await worker.wait() == 0
     assert set(await site.manifests()) == {"a.wav"}
-    assert len(worker.events("not_on_ec2")) == 1
-    assert not worker.events("imds_failing")
+    assert len(worker.events("ec2_not_detected")) == 1
+    assert not worker.events("imds_failed")
 
 
 async def test_an_instance_that_its_group_ends_drains_and_then_lets_go(

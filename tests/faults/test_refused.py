@@ -46,7 +46,7 @@ async def _suffer(site: Site, worker: Worker, last: str) -> None:
     await site.send(site.job(_EARLY))
     await worker.wait_for("breaker_opened")
     await see_it_pause(site, worker, _LATE)
-    failures = [line for line in worker.lines() if line.get("event") in {"job_retried", "job_waits", "job_failed"}]
+    failures = [line for line in worker.lines() if line.get("event") in {"job_retried", "job_suspended", "job_failed"}]
     assert len(failures) <= _MOST_FAILURES
 
 
@@ -184,7 +184,7 @@ async def test_a_role_whose_credentials_cannot_be_renewed_for_a_while_costs_noth
     role = imds.environment() | {"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""}
     held = await hold_job(site, "download", **role)
     await imds.set_mode("down")
-    await held.worker.wait_for("imds_failing")
+    await held.worker.wait_for("imds_failed")
     held.let_go()
     (done,) = await held.worker.wait_for("job_succeeded")
     await wait_until(site.is_drained, what="the message to be deleted")

@@ -1,7 +1,7 @@
 from typing import Any
 
-from infra.template import Stack, resolve
 from stt_async.services.failure_records import PREFIX
+from tests.support.cloudformation import Stack, resolve
 from tests.support.policies import TLS_ONLY
 from tests.support.template import ESSENTIAL
 

@@ -3,9 +3,9 @@ from typing import Any
 
 import pytest
 
-from infra.template import Stack, resolve
 from stt_async.settings import Settings
 from stt_async.worker.lifecycle import HEARTBEAT_INTERVAL_S
+from tests.support.cloudformation import Stack, resolve
 from tests.support.recordings import ROOT
 from tests.support.template import ESSENTIAL
 

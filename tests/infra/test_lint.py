@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from infra.template import PATH
+from tests.support.cloudformation import PATH
 
 CREATE_STACK_MAX_BYTES = 51_200
 """Of a template that is sent and not first put into a bucket: a limit of CloudFormation."""

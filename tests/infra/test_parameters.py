@@ -2,8 +2,8 @@ from typing import Any
 
 import pytest
 
-from infra.template import PSEUDO, refusals, resolve
 from stt_async.settings import Settings
+from tests.support.cloudformation import PSEUDO, refusals, resolve
 from tests.support.template import ESSENTIAL
 
 

@@ -2,9 +2,9 @@ from typing import Any
 
 import pytest
 
-from infra.template import Stack, resolve
 from stt_async.local.queues import MAX_RECEIVES
 from stt_async.settings import Settings
+from tests.support.cloudformation import Stack, resolve
 from tests.support.policies import TLS_ONLY
 from tests.support.template import ESSENTIAL
 

@@ -10,7 +10,7 @@ import pytest
 from botocore import xform_name
 
 import stt_async.services
-from infra.template import Stack, resolve
+from tests.support.cloudformation import Stack, resolve
 from tests.support.policies import allows, grants, listed
 from tests.support.recordings import ROOT
 from tests.support.template import ESSENTIAL, RELEASE

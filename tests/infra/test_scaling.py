@@ -2,8 +2,8 @@ from typing import Any
 
 import pytest
 
-from infra.template import Stack
 from stt_async.settings import Settings
+from tests.support.cloudformation import Stack
 
 
 @pytest.fixture

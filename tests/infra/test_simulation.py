@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from infra.simulation.__main__ import CORPUS, corpus, simulate
-from infra.simulation.fleet import Simulation
-from infra.simulation.link import Link
-from infra.simulation.rules import Rules, evaluate
-from infra.simulation.world import Recording, Run, World
-from infra.template import load, resolve
+from tests.simulation.__main__ import CORPUS, corpus, simulate
+from tests.simulation.fleet import Simulation
+from tests.simulation.link import Link
+from tests.simulation.rules import Rules, evaluate
+from tests.simulation.world import Recording, Run, World
+from tests.support.cloudformation import load, resolve
 from tests.support.recordings import ROOT
 from tests.support.template import ESSENTIAL
 
@@ -148,7 +148,7 @@ def test_the_whole_corpus_takes_as_long_as_the_link_needs_and_seconds_to_simulat
 
 
 def test_it_prints_backlog_instances_and_cost() -> None:
-    command = [sys.executable, "-m", "infra.simulation", "amdo", "--parameter", "SourceLinkMbps=100"]
+    command = [sys.executable, "-m", "tests.simulation", "amdo", "--parameter", "SourceLinkMbps=100"]
     printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
 
     assert printed[0].split() == ["hour", "waiting", "in", "flight", "wanted", "in", "service", "US$"]

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from infra.template import Stack
 from stt_async.local.queues import MAX_RECEIVES
 from stt_async.retry import Retry
 from stt_async.services.queue import open_queue
+from tests.support.cloudformation import Stack
 from tests.support.clouds import METRIC_MATH, Cloud
 from tests.support.template import ESSENTIAL, SUBSCRIBER
 from tests.support.waiting import wait_until

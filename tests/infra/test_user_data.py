@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from dotenv import dotenv_values
 
-from infra.template import Stack, resolve
 from stt_async import settings
+from tests.support.cloudformation import Stack, resolve
 from tests.support.recordings import ROOT
 from tests.support.template import ESSENTIAL, RELEASE
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from infra.template import Stack
 from stt_async.metrics import DIMENSIONS, EMITTED, NAMESPACE
+from tests.support.cloudformation import Stack
 from tests.support.template import SUBSCRIBER
 
 METRICS_OF_AWS = {

@@ -101,10 +101,10 @@ async def test_what_answers_to_a_token_is_ec2(*, status: int, on_ec2: bool) -> N
 @pytest.mark.parametrize(
     ("disabled", "group", "on_ec2", "event"),
     [
-        (True, "", False, "not_on_ec2"),
-        (True, "workers", False, "not_on_ec2"),
-        (False, "", False, "not_on_ec2"),
-        (False, "workers", True, "imds_silent"),
+        (True, "", False, "ec2_not_detected"),
+        (True, "workers", False, "ec2_not_detected"),
+        (False, "", False, "ec2_not_detected"),
+        (False, "workers", True, "imds_unanswered"),
     ],
 )
 async def test_where_nobody_answers_the_settings_decide(

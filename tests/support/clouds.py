@@ -10,9 +10,9 @@ import aioboto3
 import pytest
 import pytest_asyncio
 
-from infra.template import load
 from stt_async.local.loopback import REGION, Keys, free_ports
 from stt_async.local.queues import queue_server
+from tests.support.cloudformation import load
 
 METRIC_MATH = frozenset({"FromZeroAlarm", "StuckAlarm", "BootAlarm"})
 """Alarms on an expression."""

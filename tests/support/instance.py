@@ -5,9 +5,9 @@ from typing import Any
 
 import orjson
 
-from infra.template import load, resolve
 from stt_async.local.loopback import HOST
 from stt_async.local.servers import LocalServices
+from tests.support.cloudformation import load, resolve
 from tests.support.nspawn import Machine
 from tests.support.waiting import wait_until
 

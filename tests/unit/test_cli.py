@@ -16,8 +16,8 @@ from typer.core import TyperOption
 from typer.testing import CliRunner
 
 from stt_async import cli
+from stt_async.corpus.enqueue import Selection, Summary
 from stt_async.errors import DependencyError, PermanentError, SettingsError, SttError
-from stt_async.fleet.enqueue import Selection, Summary
 from stt_async.local.files import LocalRecording, LocalResult
 from stt_async.settings import Settings
 from stt_async.worker.preflight import Check

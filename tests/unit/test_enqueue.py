@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from stt_async.fleet.enqueue import CHUNK, Selection, Summary, _go_through, _jobs
+from stt_async.corpus.enqueue import CHUNK, Selection, Summary, _go_through, _jobs
 from stt_async.job import SplitJob
 from stt_async.services.sink import ManifestHead
 from stt_async.services.source import SourceObject

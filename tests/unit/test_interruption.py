@@ -156,5 +156,5 @@ async def test_errors_stop_nothing_and_are_told_once(watched: Watched) -> None:
             imds.spot = spot(120)
             await until(lambda: watched.stop.requested)
     events = [line["event"] for line in logs]
-    assert events[:2] == ["imds_failing", "spot_interruption"]
-    assert sorted(events[2:]) == ["imds_answers_again", "stop_requested"]
+    assert events[:2] == ["imds_failed", "spot_interruption"]
+    assert sorted(events[2:]) == ["imds_recovered", "stop_requested"]

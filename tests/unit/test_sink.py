@@ -283,7 +283,7 @@ async def test_a_replacement_replaces_what_it_saw_and_nothing_newer(s3: S3, sink
 
 
 async def test_a_replacement_of_what_is_gone_may_be_tried_again(s3: S3, sink: Sink) -> None:
-    with pytest.raises(TransientError, match="gone"):
+    with pytest.raises(TransientError, match="does not exist any more"):
         await sink.commit(a_manifest(), replaces='"1"')
     assert s3.objects == {}
 

@@ -98,7 +98,7 @@ def test_the_result_does_not_depend_on_the_block(
 ) -> None:
     pcm = np.random.default_rng(4).normal(0, 4_000, 300_000).astype(np.int16)
     wanted = _probabilities(batched, pcm, len(pcm))
-    monkeypatch.setattr("stt_async.audio.vad.BLOCK_FRAMES", block_frames)
+    monkeypatch.setattr("stt_async.audio.vad.VAD_BLOCK_FRAMES", block_frames)
     assert np.abs(_probabilities(batched, pcm, len(pcm)) - wanted).max() < 1e-5
 
 

@@ -9,9 +9,9 @@ from functools import partial
 from itertools import count
 from math import ceil
 
-from infra.simulation.link import Download, Link
-from infra.simulation.rules import TRACKING_PERIODS, Rules, evaluate
-from infra.simulation.world import INSTANCE_HOUR_USD, MINUTE_S, Minute, Recording, Run, World
+from tests.simulation.link import Download, Link
+from tests.simulation.rules import TRACKING_PERIODS, Rules, evaluate
+from tests.simulation.world import INSTANCE_HOUR_USD, MINUTE_S, Minute, Recording, Run, World
 
 HORIZON_S = 14 * 86_400.0
 """SQS keeps no message for longer."""

@@ -1,4 +1,4 @@
-"""Prints what a run over the whole corpus would look like: `python -m infra.simulation --help`."""
+"""Prints what a run over the whole corpus would look like: `python -m tests.simulation --help`."""
 
 import random
 import sys
@@ -6,10 +6,10 @@ from typing import Annotated
 
 import typer
 
-from infra.simulation.fleet import Simulation
-from infra.simulation.rules import Rules
-from infra.simulation.world import Minute, Recording, Run, World
-from infra.template import load, refusals, resolve
+from tests.simulation.fleet import Simulation
+from tests.simulation.rules import Rules
+from tests.simulation.world import Minute, Recording, Run, World
+from tests.support.cloudformation import load, refusals, resolve
 
 CORPUS = {
     "amdo": (290, 145),

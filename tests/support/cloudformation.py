@@ -11,7 +11,7 @@ from cfnlint.decode import cfn_yaml
 
 from stt_async.fleet.template import refusal
 
-PATH = Path(__file__).with_name("cloudformation.yaml")
+PATH = Path(__file__).parents[2] / "infra" / "cloudformation.yaml"
 
 PSEUDO = {
     "AWS::AccountId": "123456789012",

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from infra.template import Stack
+from tests.support.cloudformation import Stack
 
 TRACKING_PERIODS = 3
 """Minutes above its target before target tracking acts: the alarm that AWS makes for it."""

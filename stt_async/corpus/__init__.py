@@ -1,0 +1,1 @@
+"""What operators do with recordings and results."""
