@@ -1,4 +1,4 @@
-"""Draw where the time goes: docs/engine.svg from bench/split.json, which is what `bench/split.py --json` printed."""
+"""Draw the time of each stage: docs/engine.svg from bench/split.json, the output of `bench/split.py --json`."""
 
 import argparse
 import json
@@ -19,17 +19,17 @@ FIGURES_WIDTH = 165
 
 
 def costs_us(row: dict[str, float]) -> dict[str, float]:
-    """Return microseconds of core time for a second of audio, by the plot's stages."""
+    """Return the microseconds of core time per second of audio, by the plot's stages."""
     return {name: sum(1e6 / row[stage] for stage in stages) for name, (_, stages) in STAGES.items()}
 
 
-def text(x: float, y: float, content: str, rest: str = "") -> str:
-    """Return one line of text."""
-    return f'<text x="{x:.1f}" y="{y:.1f}" {rest}>{content}</text>'
+def text(x: float, y: float, content: str, attributes: str = "") -> str:
+    """Return one line of text as SVG."""
+    return f'<text x="{x:.1f}" y="{y:.1f}" {attributes}>{content}</text>'
 
 
 def drawing(rows: dict[str, dict[str, float]]) -> Iterator[str]:
-    """Draw a bar of stages for each format."""
+    """Yield the lines of an SVG with a bar of stages for each format."""
     costs = {name: costs_us(row) for name, row in rows.items()}
     scale = (WIDTH - LEFT - FIGURES_WIDTH) / max(sum(cost.values()) for cost in costs.values())
     height = TOP + ROW * len(rows) + 10
@@ -59,7 +59,7 @@ def drawing(rows: dict[str, dict[str, float]]) -> Iterator[str]:
 
 
 def main() -> int:
-    """Draw."""
+    """Draw the SVG."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--report", type=Path, default=ROOT / "bench" / "split.json")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "engine.svg")

@@ -1,10 +1,10 @@
-"""The split engine against two things to beat, on one core: how many seconds of audio in a second of its time.
+"""Compare the split engine with two baselines, in seconds of audio per second of CPU time on one core.
 
     python bench/split.py [--rounds N] [--data FOLDER] [--json]
 
 reference: FFmpeg's libraries to 16 kHz mono, `silero_vad.get_speech_timestamps` with the JIT model as its README
-shows it, a file for each segment. sequence: silero-vad's own block-wise ONNX path (needs onnxruntime; left out
-without it). What is compared runs in turns, in one process, and the medians of CPU time count.
+shows it, a file for each segment. sequence: silero-vad's own block-wise ONNX model (needs onnxruntime, else left out).
+They run in turns, in one process; results are medians of CPU time.
 """
 
 import argparse
@@ -31,6 +31,7 @@ from silero_vad import get_speech_timestamps, load_silero_vad
 
 from stt_async.audio.silero import load_network
 from stt_async.audio.split import split, warm_up
+from stt_async.audio.stopwatch import Stopwatch
 from stt_async.audio.vad import SpeechProbabilities
 from stt_async.params import SAMPLE_RATE_HZ, SplitParams
 
@@ -52,7 +53,7 @@ FORMATS = {
 
 
 def seconds(function: Callable[[], object]) -> float:
-    """Return the CPU seconds of one call, all threads together."""
+    """Return the CPU seconds of one call, over all threads."""
     start = time.process_time()
     function()
     return time.process_time() - start
@@ -67,13 +68,13 @@ def in_turns(functions: dict[str, Callable[[], object]], rounds: int) -> dict[st
     return taken
 
 
-def ratio(others: list[float], ours: list[float]) -> float:
-    """Return the median of the ratios round by round: the machine's speed drifts, but less within a round."""
-    return statistics.median(other / our for other, our in zip(others, ours, strict=True))
+def ratio(baseline: list[float], measured: list[float]) -> float:
+    """Return the median ratio of the rounds: the machine's speed drifts, but less within a round."""
+    return statistics.median(slow / fast for slow, fast in zip(baseline, measured, strict=True))
 
 
 def speech(data: Path) -> tuple[Samples, int]:
-    """Return a long reading of the shared recordings, or else the shipped samples, again and again: about 6 min."""
+    """Return about 6 min of speech: a long reading of the shared recordings, or the shipped samples, repeated."""
     readings = sorted((data / "long").glob("*085*.mp3"))
     if readings:
         return sf.read(readings[0], dtype="float32")  # type: ignore[no-any-return]  # soundfile has no types
@@ -125,7 +126,7 @@ def write_with_ffmpeg(path: Path, wave: Samples, rate_hz: int, codec: str, bits_
 
 
 def reference(path: Path, folder: Path, model: torch.jit.ScriptModule) -> None:
-    """Do what people do today."""
+    """Split as today's scripts do."""
     parts = []
     with av.open(str(path)) as container:
         resampler = av.AudioResampler(format="s16", layout="mono", rate=SAMPLE_RATE_HZ)
@@ -140,12 +141,12 @@ def reference(path: Path, folder: Path, model: torch.jit.ScriptModule) -> None:
 
 
 def vad(samples: Samples, rounds: int) -> Figures:
-    """Compare the VAD alone: seconds of audio a second, and the ratios."""
+    """Compare the VAD alone: seconds of audio per second, and the ratios."""
     wave = torch.from_numpy(samples)
     pcm = (np.clip(samples, -1, 1) * 32_767).astype(np.int16)
     network = load_network()
 
-    def ours() -> None:
+    def batched() -> None:
         stream = SpeechProbabilities(network)
         for start in range(0, len(pcm), 24_000):
             stream.push(pcm[start : start + 24_000])
@@ -153,15 +154,15 @@ def vad(samples: Samples, rounds: int) -> Figures:
 
     model = load_silero_vad()
     functions: dict[str, Callable[[], object]] = {
-        "stt_async": ours,
+        "stt_async": batched,
         "reference": lambda: get_speech_timestamps(wave, model),
     }
     if find_spec("onnxruntime"):
-        from silero_vad import get_speech_timestamps_sequence  # noqa: PLC0415 - needs what is not always there
+        from silero_vad import get_speech_timestamps_sequence  # noqa: PLC0415 - needs an optional package
 
         sequence = load_silero_vad(sequence=True)
         functions["sequence"] = lambda: get_speech_timestamps_sequence(samples, sequence)
-    ours()
+    batched()
     taken = in_turns(functions, rounds)
     duration_s = len(samples) / SAMPLE_RATE_HZ
     figures = {name: duration_s / statistics.median(times) for name, times in taken.items()}
@@ -173,7 +174,7 @@ def vad(samples: Samples, rounds: int) -> Figures:
 
 
 def whole(paths: dict[str, Path], duration_s: float, rounds: int) -> dict[str, Figures]:
-    """Compare the whole split for each format: seconds of audio a second, by stage too, and the ratio."""
+    """Compare the whole split for each format: seconds of audio per second, also by stage, and the ratio."""
     model = load_silero_vad()
     found = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -181,10 +182,12 @@ def whole(paths: dict[str, Path], duration_s: float, rounds: int) -> dict[str, F
         for name, path in paths.items():
             stages: list[dict[str, float]] = []
 
-            def ours(path: Path = path, stages: list[dict[str, float]] = stages) -> None:
-                stages.append(dict(split(path, out_dir, SplitParams()).stage_s))
+            def measured(path: Path = path, stages: list[dict[str, float]] = stages) -> None:
+                watch = Stopwatch()
+                split(path, out_dir, SplitParams(), watch=watch)
+                stages.append(watch.seconds)
 
-            taken = in_turns({"stt_async": ours, "reference": lambda p=path: reference(p, out_dir, model)}, rounds)  # type: ignore[misc]  # mypy does not infer a lambda's default
+            taken = in_turns({"stt_async": measured, "reference": lambda p=path: reference(p, out_dir, model)}, rounds)  # type: ignore[misc]  # mypy does not infer a lambda's default
             found[name] = {
                 **{stage: duration_s / statistics.median(s[stage] for s in stages) for stage in stages[0]},
                 "stt_async": duration_s / statistics.median(taken["stt_async"]),
@@ -195,7 +198,7 @@ def whole(paths: dict[str, Path], duration_s: float, rounds: int) -> dict[str, F
 
 
 def short(path: Path, rounds: int) -> float:
-    """Return how many recordings of 5 s pass in a second of CPU time."""
+    """Return how many recordings of 5 s are split per second of CPU time."""
     with tempfile.TemporaryDirectory() as folder:
         samples, rate_hz = sf.read(path, frames=SHORT_S * 44_100, dtype="float32", always_2d=True)
         clip = Path(folder) / "short.mp3"
@@ -206,25 +209,25 @@ def short(path: Path, rounds: int) -> float:
 
 
 def child(connection: multiprocessing.connection.Connection) -> None:
-    """Be a pool child: warm up, say so, wait."""
+    """Act as a pool child: warm up, report private memory in MB, wait."""
     warm_up()
     connection.send(psutil.Process().memory_full_info().uss / 2**20)
     connection.recv()
 
 
 def start_up() -> Figures:
-    """Start a child as the pool does; return how long it takes (s), and what it costs when idle (MB)."""
+    """Start a child as the pool does; return how long it takes (s), and its private memory when idle (MB)."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["stt_async.audio.split"])
     figures: Figures = {}
     for name in ("first_child_s", "next_child_s"):
-        ours, theirs = context.Pipe()
-        process = context.Process(target=child, args=(theirs,))
+        pipe, child_pipe = context.Pipe()
+        process = context.Process(target=child, args=(child_pipe,))
         start = time.monotonic()
         process.start()
-        figures["idle_private_mb"] = ours.recv()
+        figures["idle_private_mb"] = pipe.recv()
         figures[name] = time.monotonic() - start
-        ours.send(None)
+        pipe.send(None)
         process.join()
     return figures
 
@@ -240,7 +243,7 @@ print(next(int(line.split()[1]) / 1024 for line in open("/proc/self/status") if 
 
 
 def peak_mb(path: Path) -> float:
-    """Return the peak memory of a process of its own that splits one recording, torch and libraries included."""
+    """Return the peak memory of a separate process that splits one recording, libraries included."""
     with tempfile.TemporaryDirectory() as folder:
         done = subprocess.run([sys.executable, "-c", PEAK, path, folder], capture_output=True, check=True, text=True)
     return float(done.stdout)
@@ -258,11 +261,11 @@ def show(report: dict[str, dict[str, Figures]]) -> None:
 
 
 def main() -> int:
-    """Measure all of it."""
-    beside = Path(__file__).parents[2] / "shared" / "data" / "dev"
+    """Run all measurements."""
+    default = Path(__file__).parents[2] / "shared" / "data" / "dev"
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--data", type=Path, default=Path(os.environ.get("STT_TEST_DATA", beside)))
+    parser.add_argument("--data", type=Path, default=Path(os.environ.get("STT_TEST_DATA", default)))
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     samples, rate_hz = speech(options.data)

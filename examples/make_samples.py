@@ -1,8 +1,8 @@
-"""Make the recordings that the demo and the tests start from: `.venv/bin/python examples/make_samples.py`.
+"""Make the recordings for the demo and the tests: `.venv/bin/python examples/make_samples.py`.
 
-A synthesiser speaks each sentence alone, the sentence is trimmed to where it sounds and put at a known place, so each
-`NAME.speech.csv` tells exactly where speech lies. Needs espeak-ng on PATH (1.51 made the ones in the repository); the
-same espeak-ng and the same locked packages give the same bytes.
+A synthesiser speaks each sentence separately. The silence around it is trimmed, and the sentence is placed at a known
+time, so each `NAME.speech.csv` lists exactly where speech is. Needs espeak-ng on PATH (1.51 made those in the
+repository). The same espeak-ng and the same locked packages give the same bytes.
 """
 
 import csv
@@ -26,7 +26,7 @@ SAMPLES = Path(__file__).parents[1] / "stt_async" / "local" / "samples"
 
 Signal = npt.NDArray[np.float32]
 
-# The crow and the pitcher, after Aesop, in our own words.
+# The crow and the pitcher, after Aesop, retold for this project.
 TALE = {
     "ne": (
         "एउटा तिर्खाएको काग दिनभरि सुक्खा खेतमाथि उड्यो।",
@@ -75,7 +75,7 @@ NOT_A_RECORDING = """<!DOCTYPE html>
 
 @dataclass(frozen=True, slots=True)
 class Utterance:
-    """A sentence, who says it, and the silence before it."""
+    """A sentence, its voice, and the silence before it."""
 
     voice: str
     text: str
@@ -85,7 +85,7 @@ class Utterance:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Encoding:
-    """How a recording is written: the kind of file follows from its name."""
+    """How a recording is encoded; its file name decides the container."""
 
     codec: str
     rate_hz: int
@@ -93,21 +93,21 @@ class Encoding:
     channels: int = 1
 
 
-def tell(voices: Sequence[str], pauses_s: Sequence[float], *, sentences: int = 7) -> list[Utterance]:
-    """Return the tale, told by one voice after the other, with pauses that come round."""
+def monologue(voices: Sequence[str], pauses_s: Sequence[float], *, sentences: int = 7) -> list[Utterance]:
+    """Return the tale by one voice after the other, with these pauses in turn."""
     pauses = cycle(pauses_s)
     return [Utterance(voice, text, next(pauses)) for voice in voices for text in TALE[voice][:sentences]]
 
 
-def converse(left: str, right: str) -> Iterator[Utterance]:
-    """Yield the tale told by two, each on a channel, in turns."""
+def dialogue(left: str, right: str) -> Iterator[Utterance]:
+    """Yield the tale by two voices in turn, one on each channel."""
     for number, texts in enumerate(zip(TALE[left], TALE[right], strict=True)):
         channel = number % 2
         yield Utterance((left, right)[channel], texts[channel], 1.1, channel)
 
 
 def speak(utterance: Utterance, rate_hz: int) -> Signal:
-    """Return the sentence alone, from the first to the last sample that is heard (1 % of its peak)."""
+    """Return the sentence from the first to the last audible sample (1 % of its peak)."""
     espeak = shutil.which("espeak-ng")
     if espeak is None:
         sys.exit("espeak-ng is not on PATH: install it (Debian, Ubuntu: apt install espeak-ng)")
@@ -127,7 +127,7 @@ def speak(utterance: Utterance, rate_hz: int) -> Signal:
 def place(
     utterances: Sequence[Utterance], encoding: Encoding, tail_s: float = 1.5
 ) -> tuple[Signal, list[tuple[float, float]]]:
-    """Return the recording, (channels, samples), and where its speech lies, in seconds."""
+    """Return the recording, (channels, samples), and the starts and ends of its speech, in seconds."""
     rate_hz = encoding.rate_hz
     spoken = [speak(each, rate_hz) for each in utterances]
     starts, at = [], 0
@@ -139,7 +139,7 @@ def place(
     speech: list[tuple[float, float]] = []
     for utterance, signal, start in zip(utterances, spoken, starts, strict=True):
         recording[utterance.channel, start : start + len(signal)] = signal
-        if utterance.pause_s == 0 and speech:  # said without a breath: one stretch of speech
+        if utterance.pause_s == 0 and speech:  # spoken without a pause: one run of speech
             speech[-1] = (speech[-1][0], (start + len(signal)) / rate_hz)
         else:
             speech.append((start / rate_hz, (start + len(signal)) / rate_hz))
@@ -147,7 +147,7 @@ def place(
 
 
 def wind(samples: int, level: float) -> Signal:
-    """Return noise that falls by 3 dB an octave, always the same."""
+    """Return noise that falls by 3 dB per octave, the same every time."""
     spectrum = np.fft.rfft(np.random.default_rng(2).standard_normal(samples))
     spectrum[1:] /= np.sqrt(np.arange(1, len(spectrum)))
     spectrum[0] = 0
@@ -157,7 +157,7 @@ def wind(samples: int, level: float) -> Signal:
 
 
 def tones(rate_hz: int) -> Signal:
-    """Return 20 s of what is not speech: a scale of plain notes, wind, and silence."""
+    """Return 20 s without speech: a scale of plain notes, wind, and silence."""
     time_s = np.arange(rate_hz) / rate_hz
     scale = [
         np.sin(2 * np.pi * 220 * 2 ** (step / 12) * time_s) * np.exp(-3 * time_s) for step in (0, 2, 4, 5, 7, 9, 11, 12)
@@ -168,7 +168,7 @@ def tones(rate_hz: int) -> Signal:
 
 def write(path: Path, signal: Signal, encoding: Encoding) -> None:
     """Encode `signal`, (channels, samples)."""
-    layout = "stereo" if encoding.channels == 2 else "mono"  # noqa: PLR2004 - that is what stereo means
+    layout = "stereo" if encoding.channels == 2 else "mono"  # noqa: PLR2004 - stereo means 2
     # bitexact: no dates, versions or random serial numbers in the file.
     with av.open(path, "w", options={"fflags": "+bitexact"}) as container:
         stream = cast("av.AudioStream", container.add_stream(encoding.codec, rate=encoding.rate_hz, layout=layout))
@@ -183,7 +183,7 @@ def write(path: Path, signal: Signal, encoding: Encoding) -> None:
 
 
 def save(name: str, signal: Signal, speech: Sequence[tuple[float, float]], encoding: Encoding) -> None:
-    """Write a recording, and beside it where its speech lies."""
+    """Write a recording, and a file beside it that lists its speech."""
     path = SAMPLES / name
     write(path, signal, encoding)
     with path.with_suffix(".speech.csv").open("w", newline="") as file:
@@ -191,27 +191,27 @@ def save(name: str, signal: Signal, speech: Sequence[tuple[float, float]], encod
         rows.writerow(("start_s", "end_s"))
         rows.writerows((f"{start:.3f}", f"{end:.3f}") for start, end in speech)
     length_s = signal.shape[1] / encoding.rate_hz
-    print(f"{path.stat().st_size:>8,} bytes  {length_s:6.1f} s  {len(speech):>2} stretches of speech  {name}")
+    print(f"{path.stat().st_size:>8,} bytes  {length_s:6.1f} s  {len(speech):>2} runs of speech  {name}")
 
 
 def main() -> None:
-    """Make them all."""
+    """Make all recordings."""
     SAMPLES.mkdir(exist_ok=True)
 
     mp3 = Encoding(codec="libmp3lame", rate_hz=22_050, bit_rate=32_000)
-    save("reading.mp3", *place(tell(("ne", "hi", "en"), (1.0, 1.6, 2.4)), mp3), mp3)
+    save("reading.mp3", *place(monologue(("ne", "hi", "en"), (1.0, 1.6, 2.4)), mp3), mp3)
 
     breathless = Encoding(codec="libmp3lame", rate_hz=16_000, bit_rate=24_000)
-    save("no-pause.mp3", *place(tell(("en", "fr"), (0.0,)), breathless), breathless)
+    save("no-pause.mp3", *place(monologue(("en", "fr"), (0.0,)), breathless), breathless)
 
     stereo = Encoding(codec="aac", rate_hz=44_100, bit_rate=48_000, channels=2)
-    save("two-voices.m4a", *place(list(converse("hi", "fr")), stereo), stereo)
+    save("two-voices.m4a", *place(list(dialogue("hi", "fr")), stereo), stereo)
 
     telephone = Encoding(codec="pcm_mulaw", rate_hz=8_000)
-    save("telephone.wav", *place(tell(("hi",), (0.9, 1.3), sentences=4), telephone), telephone)
+    save("telephone.wav", *place(monologue(("hi",), (0.9, 1.3), sentences=4), telephone), telephone)
 
     windy = Encoding(codec="libopus", rate_hz=48_000, bit_rate=32_000)
-    signal, speech = place(tell(("ne",), (1.5,), sentences=5), windy)
+    signal, speech = place(monologue(("ne",), (1.5,), sentences=5), windy)
     save("wind.ogg", signal + wind(signal.shape[1], 0.015), speech, windy)
 
     save("no-speech.mp3", tones(mp3.rate_hz), (), mp3)

@@ -24,7 +24,7 @@ EndReason = Literal["silence", "max_duration", "end"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recording:
-    """What was read and decoded."""
+    """The recording as read and decoded."""
 
     source_bytes: int
     source_sha256: str
@@ -44,7 +44,7 @@ class Recording:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Segment:
-    """One segment. Samples count at 16 kHz from the recording's start; `end_sample` is exclusive."""
+    """One segment. Samples are counted at 16 kHz from the start of the recording; `end_sample` is exclusive."""
 
     filename: str
     start_sec: float
@@ -70,7 +70,7 @@ class Archive:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SplitResult:
-    """What `audio.split.split` found and wrote into its folder. Small: files, not arrays, cross processes."""
+    """The result of `audio.split.split`, small enough to cross processes; the segments are files in its folder."""
 
     recording: Recording
     segments: tuple[Segment, ...]
@@ -80,12 +80,11 @@ class SplitResult:
     dropped_runs: int
     clipped_samples: int
     versions: Mapping[str, str]
-    stage_s: Mapping[str, float]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
-    """metadata.json. One schema for every status; the first nine names are the ones that consumers know."""
+    """metadata.json. Each status has the same schema; consumers rely on the first nine names."""
 
     job_id: str
     source_bucket: str

@@ -1,1 +1,1 @@
-"""One recording to segments. Knows no network and no asyncio; runs in pool children. The door in is `split`."""
+"""Splits one recording into segments, without network or asyncio. Runs in pool children; the entry point is `split`."""

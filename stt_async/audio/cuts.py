@@ -1,7 +1,6 @@
-"""Where to cut a stretch of speech that is longer than a segment may be.
+"""Cuts a stretch of speech that is too long for one segment.
 
-All cuts of a stretch are chosen together: a dynamic programme over the pauses in it, and over the least probable
-frames where there are none.
+Dynamic programming chooses all cuts of a stretch together, among its pauses and the least probable frames between.
 """
 
 import numpy as np
@@ -11,19 +10,19 @@ from stt_async.audio.stream import FRAME_SAMPLES, Probabilities
 from stt_async.params import SAMPLE_RATE_HZ, SplitParams
 
 _CUT_COST = 0.2
-"""Of any cut: fewer cuts are better."""
+"""Cost of any cut: fewer cuts are better."""
 
 _HALVING_PAUSE_S = 0.2
-"""A pause this long costs half of the shortest one: a breath is a better place than the closure of a consonant."""
+"""A pause this long costs half of the shortest one: better to cut in a breath than in the closure of a consonant."""
 
 _SPEECH_COST = 10.0
-"""Of a cut outside a pause: more than the cuts in pauses that could avoid it."""
+"""Cost of a cut outside a pause: higher than that of the cuts in pauses that could avoid it."""
 
 _SHORT_COST, _SHORT_S = 1.0, 8.0
-"""Of a part that leaves nothing of this length; falls with the square of what is there."""
+"""Cost of a part shorter than `_SHORT_S`: `_SHORT_COST`, times the square of the share that is missing."""
 
 _COARSE_FRAMES = 31
-"""Outside pauses one place a second is considered, its least probable frame: 12 h without a pause stay cheap."""
+"""Outside pauses, only the least probable frame of each second is considered: 12 h without a pause stay cheap."""
 
 Positions = NDArray[np.int64]
 Costs = NDArray[np.float64]
@@ -33,15 +32,14 @@ def cut_points(probabilities: Probabilities, start: int, end: int, params: Split
     """Return where to cut the samples [start, end) so that each part is neither too long nor too short.
 
     Args:
-        probabilities: of the whole recording, one a frame.
-        start: first sample of the stretch, padding included.
-        end: the sample after its last one, padding included.
-        params: `max_speech_duration_s` bounds each part; `threshold` and `min_silence_at_max_speech` say what a
-            pause is.
+        probabilities: One per frame of the whole recording.
+        start: First sample of the stretch, padding included.
+        end: The sample after the last one, padding included.
+        params: `max_speech_duration_s` bounds each part; `threshold` and `min_silence_at_max_speech` define a pause.
 
     Returns:
-        Sample positions, ascending, without `start` and `end`. Each lies in the middle of a pause if the bounds
-        allow it, else in the least probable frame.
+        Sample positions, ascending, without `start` and `end`. Each is in the middle of a pause if the bounds allow
+        that, else in the least probable frame.
     """
     longest = int(params.max_speech_duration_s * SAMPLE_RATE_HZ)
     if end - start <= longest:
@@ -120,6 +118,6 @@ def _even(start: int, end: int, longest: int) -> list[int]:
 
 
 def runs(flags: NDArray[np.bool_]) -> tuple[Positions, Positions]:
-    """Return starts and (exclusive) ends of the stretches of True."""
+    """Return the starts and the exclusive ends of the stretches of True."""
     edges = np.flatnonzero(np.diff(np.concatenate(([False], flags, [False])).astype(np.int8)))
     return edges[::2], edges[1::2]

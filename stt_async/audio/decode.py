@@ -1,4 +1,4 @@
-"""One recording to 16 kHz mono PCM on disk and its speech probabilities, in blocks."""
+"""Decodes one recording, in blocks, to 16 kHz mono PCM on disk and speech probabilities."""
 
 import tempfile
 from collections.abc import Callable, Iterator
@@ -31,10 +31,11 @@ _OPEN: dict[Decoder, Callable[[int], AbstractContextManager[Stream]]] = {
 }
 
 _SHORTFALL_S, _SHORTFALL_SHARE = 0.25, 0.005
-"""Shorter than declared by more than both is truncated. Encoder delay and padding explain up to 0.16 s (measured)."""
+"""A recording is truncated if it is shorter than declared by more than both. Encoder delay and padding take up to
+0.16 s (measured)."""
 
 _DAMAGED_SHARE = 0.0005
-"""Of a recording with undecodable parts: less is enough, but recordings joined byte by byte are not truncated."""
+"""The share for a recording with undecodable parts. Not 0: a recording joined of files byte by byte is not truncated."""
 
 _SAMPLE_BYTES = 2
 
@@ -54,7 +55,7 @@ class Decoded:
 
 @dataclass(frozen=True, slots=True)
 class Tools:
-    """What decoding works with; `folder` is where the PCM lies meanwhile."""
+    """What `decode` needs; the PCM is stored in `folder`."""
 
     folder: Path
     network: Network
@@ -64,13 +65,13 @@ class Tools:
 
 @contextmanager
 def decode(fd: int, tools: Tools) -> Iterator[Decoded]:
-    """Decode the recording behind a descriptor with the decoder that is fastest for its kind.
+    """Decode the recording behind a file descriptor with the fastest decoder for its container.
 
-    Where that one refuses or stops short, the other is tried too, and the longer result wins. Memory: a few blocks.
-    The PCM has no name in its folder, and is gone when this ends or the process dies.
+    If that decoder refuses the recording or stops early, the other decoder is tried too, and the longer result wins.
+    Memory: a few blocks. The PCM file has no name, so it is gone after the block, or when the process dies.
 
     Raises:
-        PermanentError: not audio, not decodable, empty, or over a limit.
+        PermanentError: The recording is not audio, not decodable, empty, or over a limit.
     """
     kind = sniff(fd)
     best: Decoded | None = None
@@ -86,9 +87,9 @@ def decode(fd: int, tools: Tools) -> Iterator[Decoded]:
             if best.complete:
                 break
         if best is None:
-            raise _refused(kind, refusals)
+            raise _refusal(kind, refusals)
         if not best.samples:
-            raise _empty(best.stream)
+            raise _no_samples(best.stream)
         yield best
 
 
@@ -102,16 +103,16 @@ def _longer(first: Decoded, second: Decoded) -> Decoded:
 def _decode_with(decoder: Decoder, fd: int, scratch: ExitStack, tools: Tools) -> Decoded:
     mono = Mono()
     with _OPEN[decoder](fd) as stream:
-        decoded = _drain(stream, mono, scratch, tools)
+        decoded = _decode_stream(stream, mono, scratch, tools)
     channel = mono.loudest_if_cancelled()
     if channel is None:
         return decoded
     decoded.pcm.close()
     with _OPEN[decoder](fd) as stream:
-        return _drain(stream, Mono(channel), scratch, tools)
+        return _decode_stream(stream, Mono(channel), scratch, tools)
 
 
-def _drain(stream: Stream, mono: Mono, scratch: ExitStack, tools: Tools) -> Decoded:
+def _decode_stream(stream: Stream, mono: Mono, scratch: ExitStack, tools: Tools) -> Decoded:
     pcm = scratch.enter_context(tempfile.TemporaryFile(dir=tools.folder))  # noqa: SIM115 - the stack closes it
     vad = SpeechProbabilities(tools.network)
     samples = 0
@@ -132,7 +133,7 @@ def _drain(stream: Stream, mono: Mono, scratch: ExitStack, tools: Tools) -> Deco
         probabilities=probabilities,
         clipped_samples=mono.clipped_samples,
         truncated=truncated,
-        complete=bool(samples) and not truncated and not stream.damaged and stream.read_to_the_end(),
+        complete=bool(samples) and not truncated and not stream.damaged and stream.read_to_end(),
     )
 
 
@@ -141,7 +142,8 @@ def _parts(stream: Stream, mono: Mono, tools: Tools) -> Iterator[Pcm]:
     for block in tools.watch.each("decode", stream.blocks):
         _check_channels(len(block.channels), tools.limits)
         if not MIN_RATE_HZ <= block.rate_hz <= MAX_RATE_HZ:
-            raise PermanentError("undecodable", f"its header says {block.rate_hz} Hz, which no recording has")
+            accepted = f"{MIN_RATE_HZ} to {MAX_RATE_HZ} Hz are accepted"
+            raise PermanentError("undecodable", f"its sample rate is {block.rate_hz} Hz; {accepted}")
         with tools.watch("resample"):
             part = mono.push(block)
         yield part
@@ -159,7 +161,7 @@ def _check_length(samples: int, limits: SplitLimits) -> None:
     if samples > limits.max_decoded_s * SAMPLE_RATE_HZ:
         raise PermanentError("too_long", f"it is longer than the allowed {limits.max_decoded_s / 3600:g} h")
     if samples * _SAMPLE_BYTES > limits.max_scratch_bytes:
-        raise PermanentError("too_long", f"decoded it is larger than the allowed {limits.max_scratch_bytes} bytes")
+        raise PermanentError("too_long", f"its decoded audio exceeds the allowed {limits.max_scratch_bytes} bytes")
 
 
 def _is_short(decoded_s: float, stream: Stream) -> bool:
@@ -169,16 +171,16 @@ def _is_short(decoded_s: float, stream: Stream) -> bool:
     return stream.declared_s - decoded_s > max(_SHORTFALL_S, share * stream.declared_s)
 
 
-def _refused(kind: Kind, refusals: list[NotDecodableError]) -> PermanentError:
+def _refusal(kind: Kind, refusals: list[NotDecodableError]) -> PermanentError:
     for refusal in refusals:
         if isinstance(refusal, NoAudioStreamError):
-            return PermanentError("no_audio_stream", f"it is a readable {refusal} file, but there is no audio in it")
+            return PermanentError("no_audio_stream", f"it is a readable {refusal} file, but it contains no audio")
     if kind.name == "unknown":
         return PermanentError("not_audio", "its content is not of any audio format known here")
     return PermanentError("undecodable", f"it starts like {kind.name}, but nothing in it can be decoded")
 
 
-def _empty(stream: Stream) -> PermanentError:
+def _no_samples(stream: Stream) -> PermanentError:
     if stream.damaged or stream.declared_s:
         return PermanentError("undecodable", f"it is a {stream.container} file, but nothing in it can be decoded")
-    return PermanentError("empty_recording", f"it is a sound {stream.container} file with no audio samples in it")
+    return PermanentError("empty_recording", f"it is a valid {stream.container} file, but it contains no samples")

@@ -1,4 +1,4 @@
-"""Segments to files: FLAC or WAV, loose or in one tar, named by their content."""
+"""Writes segments as FLAC or WAV, one file each or all in one tar, named by content."""
 
 import hashlib
 import io
@@ -16,7 +16,7 @@ from stt_async.params import SAMPLE_RATE_HZ, Format
 
 
 class Stored(NamedTuple):
-    """Where a segment's bytes lie: a file of its own, or `tar_offset` in the archive."""
+    """A stored segment: a file, or a member of the archive whose data starts at `tar_offset`."""
 
     filename: str
     bytes: int
@@ -25,17 +25,17 @@ class Stored(NamedTuple):
 
 
 class Store(Protocol):
-    """A place for segments."""
+    """Stores the segments of one recording."""
 
     def add(self, number: int, data: bytes, suffix: str) -> Stored:
-        """Keep one segment; numbers start at 1."""
+        """Store one segment; numbers start at 1."""
 
     def finish(self) -> Archive | None:
-        """Say that this was all, and return the archive if there is one."""
+        """Call after the last segment. Returns the archive, or None if no archive was written."""
 
 
 def encode(pcm: Pcm, audio_format: Format) -> bytes:
-    """Encode 16 kHz mono samples. The same samples give the same bytes (one version of libsndfile)."""
+    """Encode 16 kHz mono samples. With one version of libsndfile, the same samples give the same bytes."""
     buffer = io.BytesIO()
     sf.write(buffer, pcm, SAMPLE_RATE_HZ, format=audio_format.upper(), subtype="PCM_16")
     return buffer.getvalue()
@@ -43,15 +43,15 @@ def encode(pcm: Pcm, audio_format: Format) -> bytes:
 
 @contextmanager
 def files_in(folder: Path) -> Iterator[Store]:
-    """Keep each segment in a file of its own."""
+    """Store each segment in a separate file."""
     yield _Files(folder)
 
 
 @contextmanager
 def tar_in(folder: Path) -> Iterator[Store]:
-    """Keep all segments in one tar, as WebDataset reads it, with the same header bytes every time.
+    """Store all segments in one tar that WebDataset reads. The same segments give the same bytes.
 
-    It is written once, front to back; its name by content is known at the end, so it gets it then.
+    The tar is named by its content, so it is renamed after the last segment.
     """
     part = folder / "segments.tar.part"
     try:

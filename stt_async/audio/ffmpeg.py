@@ -1,4 +1,4 @@
-"""Decode with FFmpeg's libraries (PyAV): everything that libsndfile cannot open or is slower at."""
+"""Decodes with FFmpeg's libraries (PyAV) what libsndfile cannot open or decodes more slowly."""
 
 import logging
 from collections.abc import Iterator, Sequence
@@ -12,27 +12,27 @@ from stt_async.audio.sniff import declares_mpeg_length
 from stt_async.audio.stream import Block, NoAudioStreamError, NotDecodableError, Samples, Stream, block_frames
 
 _FORMATS = "aac,aiff,amr,asf,au,avi,caf,flac,flv,matroska,mov,mp3,mpeg,mpegts,nistsphere,ogg,w64,wav"
-"""Demuxers that read one file and nothing else. FFmpeg follows a playlist (hls, concat, dash) named .mp3 to any
-local file it names, even under a protocol whitelist; these cannot."""
+"""Demuxers that read one file and nothing else. Those for playlists (hls, concat, dash) open any local file that a
+playlist names, even if it is called .mp3 and protocols are restricted."""
 
 _FULL_SCALE = {"u8": 1 / 128, "s16": 1 / 32_768, "s32": 1 / 2**31, "s64": 1 / 2**63}
 
-_GUESSES_LENGTH = {"aac", "amr", "mpeg", "mpegts"}
+_LENGTH_IS_GUESSED = {"aac", "amr", "mpeg", "mpegts"}
 
-# FFmpeg's own reports on broken input go nowhere: what matters comes back as exceptions.
+# Exceptions report what matters about broken input; FFmpeg's own log does not help.
 av.logging.set_level(None)
 logging.getLogger("libav").setLevel(logging.CRITICAL)
 
 
 @contextmanager
 def open_with_ffmpeg(fd: int) -> Iterator[Stream]:
-    """Open the recording behind a descriptor. Memory: one packet, one frame and one block.
+    """Open the recording behind a file descriptor. Memory: one packet, one frame and one block.
 
     Raises:
-        NotDecodableError: not one of the allowed containers, or not readable as the one it claims to be.
-        NoAudioStreamError: it is one, but there is no audio in it.
+        NotDecodableError: The container is not an allowed one, or is unreadable.
+        NoAudioStreamError: The container is readable, but contains no audio.
     """
-    # /dev/fd has no extension (FFmpeg would guess by it) and no "protocol:" (a file may be named "http:x").
+    # FFmpeg would guess by a file's extension, and take a file named "http:x" for an address; /dev/fd avoids both.
     name, options = f"/dev/fd/{fd}", {"format_whitelist": _FORMATS, "protocol_whitelist": "file"}
     try:
         container = av.open(name, options=options, metadata_errors="replace")
@@ -58,7 +58,7 @@ def open_with_ffmpeg(fd: int) -> Iterator[Stream]:
 
 def _declared_s(container: av.container.InputContainer, track: av.AudioStream, fd: int) -> float | None:
     name = container.format.name
-    if name in _GUESSES_LENGTH or (name == "mp3" and not declares_mpeg_length(fd)):
+    if name in _LENGTH_IS_GUESSED or (name == "mp3" and not declares_mpeg_length(fd)):
         return None
     if track.duration is not None and track.time_base is not None:
         return float(track.duration * track.time_base)
@@ -66,24 +66,19 @@ def _declared_s(container: av.container.InputContainer, track: av.AudioStream, f
 
 
 def _blocks(container: av.container.InputContainer, track: av.AudioStream, stream: Stream) -> Iterator[Block]:
-    # FFmpeg's own queue turns frames of ~1,000 samples into blocks: to Python, one costs as much as the other.
-    queue, shape, wanted = av.AudioFifo(), None, 0
+    # A frame of about 1,000 samples costs Python as much as a block, so FFmpeg's queue joins frames to blocks.
+    queue, shape, size = av.AudioFifo(), None, 0
     for frame in _frames(container, track, stream):
         if shape != (shape := (frame.sample_rate, frame.layout.nb_channels, frame.format.name)):
-            yield from _rest(queue)
+            yield from _block(queue.read())
             rate_hz, channels, _ = shape
-            queue, wanted = av.AudioFifo(), block_frames(channels)
+            queue, size = av.AudioFifo(), block_frames(channels)
             stream.rate_hz, stream.channels = stream.rate_hz or rate_hz, max(stream.channels, channels)
         frame.pts = None
         queue.write(frame)
-        while queue.samples >= wanted:
-            yield from _block(queue.read(wanted))
-    yield from _rest(queue)
-
-
-def _rest(queue: av.AudioFifo) -> Iterator[Block]:
-    if queue.samples:
-        yield from _block(queue.read())
+        while queue.samples >= size:
+            yield from _block(queue.read(size))
+    yield from _block(queue.read())
 
 
 def _block(frame: av.AudioFrame | None) -> Iterator[Block]:

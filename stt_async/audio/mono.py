@@ -1,4 +1,4 @@
-"""Any rate and channel count to 16 kHz mono 16 bit, as a stream."""
+"""Converts a stream of any rate and channel count to 16 kHz 16 bit mono."""
 
 from collections.abc import Sequence
 
@@ -11,18 +11,18 @@ from stt_async.params import SAMPLE_RATE_HZ
 _FULL_SCALE = 32_768
 
 _CANCELLED = 0.1
-"""Channels whose sum holds less than a tenth of their energies' sum cancel each other out.
+"""Channels cancel each other out if their mix has less than this share of their summed energy.
 
-Independent channels keep all of it, one live channel among dead ones too; a reversed copy of 65 % of the loudness or
-more leaves less than a tenth.
+Independent channels keep all of it, as does one live channel among dead ones. A reversed copy at 65 % of the loudness
+or more leaves less than a tenth.
 """
 
 
 class Mono:
-    """Blocks in, 16 kHz int16 out. Not dithered: same bytes every time, and a 16 bit source stays what it was.
+    """Takes blocks, returns 16 kHz int16. Without dither, so results repeat and a 16 bit source passes unchanged.
 
     Args:
-        channel: the one channel to take, or None for the mean of all.
+        channel: The one channel to take, or None for the mean of all.
     """
 
     def __init__(self, channel: int | None = None) -> None:
@@ -49,7 +49,7 @@ class Mono:
         return pcm if tail is None else np.concatenate((tail, pcm))
 
     def finish(self) -> Pcm:
-        """Return what the resampler still holds."""
+        """Return the samples that are still in the resampler."""
         if self._resampler is None:
             return np.empty(0, np.int16)
         tail = self._resampler.resample_chunk(np.empty(0, np.float32), last=True)
@@ -57,7 +57,7 @@ class Mono:
         return self._quantise(tail)
 
     def loudest_if_cancelled(self) -> int | None:
-        """Return the loudest channel if the mean of all is near silence though they are not (opposite phase)."""
+        """Return the loudest channel if the channels cancel each other out (opposite phase)."""
         channels = len(self._channel_energy)
         if self._channel is not None or channels == 1:
             return None
@@ -100,9 +100,9 @@ def _sum(channels: Sequence[Samples]) -> Samples:
 
 
 def _energy(samples: Samples) -> float:
-    """Return the energy of one sample in eight: enough to tell silence from sound."""
+    """Return the energy of every eighth sample, which is enough to distinguish silence from sound."""
     some = samples[::8]
-    # einsum, not dot: BLAS would start threads of its own here.
+    # Not dot: BLAS would start threads.
     return float(np.einsum("i,i->", some, some))
 
 

@@ -1,4 +1,4 @@
-"""Speech probabilities to segments: runs of speech, joined across short pauses, padded, cut where too long."""
+"""Turns speech probabilities into segments: runs of speech, joined across short pauses, padded, cut if too long."""
 
 from dataclasses import dataclass
 from itertools import pairwise
@@ -17,7 +17,7 @@ Bounds = NDArray[np.int64]
 
 
 class Span(NamedTuple):
-    """One segment to be, in samples of the recording; `end` is exclusive."""
+    """A planned segment, in samples of the recording; `end` is exclusive."""
 
     start: int
     end: int
@@ -26,7 +26,7 @@ class Span(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What to cut out, and what was left out. All runs of speech are in `spans` or counted as dropped."""
+    """The planned segments. Each run of speech is in `spans` or counted as dropped."""
 
     spans: list[Span]
     speech_samples: int
@@ -35,15 +35,15 @@ class Plan:
 
 
 def plan(probabilities: Probabilities, samples: int, params: SplitParams) -> Plan:
-    """Decide the segments of a recording of `samples` samples from its probabilities (one for 512 samples)."""
+    """Plan the segments of a recording of `samples` samples from its probabilities (one per 512 samples)."""
     speech = speech_runs(probabilities, samples, params)
     groups = _join(speech, params)
     groups = groups[groups[:, 1] - groups[:, 0] >= _samples(params.min_speech_duration_ms)]
     padded = _widen(_pad(groups, samples, params), samples, params)
-    kept = padded[:, 1] - padded[:, 0] >= _shortest(params)
-    spans = [span for start, end in padded[kept] for span in _cut(probabilities, int(start), int(end), samples, params)]
+    fits = padded[:, 1] - padded[:, 0] >= _shortest(params)
+    spans = [span for start, end in padded[fits] for span in _cut(probabilities, int(start), int(end), samples, params)]
     lengths = speech[:, 1] - speech[:, 0]
-    inside = _is_in(speech, groups[kept])
+    inside = _is_in(speech, groups[fits])
     return Plan(
         spans=spans,
         speech_samples=int(lengths[inside].sum()),
@@ -55,12 +55,12 @@ def plan(probabilities: Probabilities, samples: int, params: SplitParams) -> Pla
 def speech_runs(probabilities: Probabilities, samples: int, params: SplitParams) -> Bounds:
     """Return the runs of speech, without padding.
 
-    As Silero does it: a run starts at a frame of at least `threshold` and ends at the first one under
-    `neg_threshold`, if none of at least `threshold` follows within `min_silence_duration_ms`.
+    As in Silero, a run starts at a frame of at least `threshold`. It ends at the first frame below `neg_threshold`
+    that no frame of at least `threshold` follows within `min_silence_duration_ms`.
     """
     starting = probabilities >= params.threshold
-    settled = starting | (probabilities < params.neg_threshold)
-    latest = np.maximum.accumulate(np.where(settled, np.arange(len(probabilities)), -1))
+    clear = starting | (probabilities < params.neg_threshold)
+    latest = np.maximum.accumulate(np.where(clear, np.arange(len(probabilities)), -1))
     starts, ends = runs(starting[latest] & (latest >= 0))
     bounds = np.stack((starts, ends), 1) * FRAME_SAMPLES
     bounds[:, 1] = np.minimum(bounds[:, 1], samples)
@@ -69,9 +69,9 @@ def speech_runs(probabilities: Probabilities, samples: int, params: SplitParams)
 
 
 def _join(speech: Bounds, params: SplitParams) -> Bounds:
-    """Join neighbours, the closest first, as long as the result stays under the target length.
+    """Join neighbours, the closest first, while the result is no longer than `target_duration_s`.
 
-    What alone would be dropped may go to a longer neighbour too, up to `max_speech_duration_s`.
+    A run that would be dropped alone may be joined up to `max_speech_duration_s`.
     """
     if not len(speech):
         return speech
@@ -81,7 +81,7 @@ def _join(speech: Bounds, params: SplitParams) -> Bounds:
     shortest = _samples(params.min_speech_duration_ms)
     gaps = speech[1:, 0] - speech[:-1, 1]
     joined = np.zeros(len(gaps), np.bool_)
-    # Each group is known by its outer runs: first_of[last] and last_of[first].
+    # A group is identified by its outer runs: first_of[last] and last_of[first].
     first_of, last_of = np.arange(len(speech)), np.arange(len(speech))
     for gap in np.argsort(gaps, kind="stable"):
         if gaps[gap] > _samples(params.max_join_pause_ms):
@@ -97,7 +97,7 @@ def _join(speech: Bounds, params: SplitParams) -> Bounds:
 def _pad(groups: Bounds, samples: int, params: SplitParams) -> Bounds:
     """Widen each group by `speech_pad_ms` on both sides; neighbours closer than two pads meet halfway.
 
-    A group that only its padding makes too long gets less of it.
+    A group gets less padding if the padding alone would make it too long.
     """
     padded = groups.copy()
     if not len(groups):
@@ -119,7 +119,7 @@ def _pad(groups: Bounds, samples: int, params: SplitParams) -> Bounds:
 
 
 def _widen(padded: Bounds, samples: int, params: SplitParams) -> Bounds:
-    """Give what is still under `min_segment_duration_s` more of the silence around it, if there is enough."""
+    """Widen groups below `min_segment_duration_s` by the silence around them, if that is enough."""
     limits = np.concatenate(([0], padded.ravel(), [samples]))
     for index in np.flatnonzero(padded[:, 1] - padded[:, 0] < _shortest(params)):
         before, start, end, after = limits[2 * index : 2 * index + 4]
@@ -146,14 +146,14 @@ def _samples(milliseconds: float) -> int:
 
 
 def _merge(bounds: Bounds, joined: NDArray[np.bool_]) -> Bounds:
-    """Merge each run with the next where `joined` says so."""
+    """Merge each run with the next one where `joined` is true."""
     if not len(bounds):
         return bounds
     return np.stack((bounds[np.r_[True, ~joined], 0], bounds[np.r_[~joined, True], 1]), 1)
 
 
 def _is_in(speech: Bounds, groups: Bounds) -> NDArray[np.bool_]:
-    """Whether each run lies in one of the groups."""
+    """Return for each run whether it is in one of the groups."""
     at = np.searchsorted(groups[:, 0], speech[:, 0], "right") - 1
     inside: NDArray[np.bool_] = at >= 0
     inside[inside] = speech[inside, 0] < groups[at[inside], 1]

@@ -1,7 +1,7 @@
-"""Silero's 16 kHz network, with the weights of the installed silero-vad: as it ships it, and batched.
+"""Silero's 16 kHz network with the weights of the installed silero-vad: as shipped, and batched.
 
-As shipped, the TorchScript model takes one frame of 512 samples a call, about 60 small operations. Here all frames of
-a block go through the spectrum and the encoder in a few matrix products, and through the LSTM in one call.
+The shipped TorchScript model takes one frame of 512 samples per call, in about 60 small operations. The batched network
+computes the spectrum and the encoder for all frames of a block in a few matrix products, and the LSTM in one call.
 """
 
 import ctypes
@@ -19,10 +19,10 @@ from stt_async.audio.stream import FRAME_SAMPLES
 from stt_async.params import SAMPLE_RATE_HZ
 
 CONTEXT_SAMPLES = 64
-"""Of the frame before, put in front of each frame (zeros before the first)."""
+"""The end of the previous frame, which the network reads before each frame (zeros before the first)."""
 
 MAX_DIFFERENCE = 1e-4
-"""Allowed between the two networks on the probe. The true difference is about 3e-6: rounding."""
+"""Allowed between the two networks on the probe. Rounding makes about 3e-6."""
 
 State = tuple[torch.Tensor, torch.Tensor] | None
 
@@ -31,8 +31,8 @@ _WINDOW, _HOP, _BINS, _HIDDEN = 256, 128, 129, 128
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 """From glibc's malloc.h."""
 
-# Winograd's F(4, 3): four outputs of a three-tap convolution from six products instead of twelve. A frame has four
-# spectra between two borders of zeros, which is one such tile. 30 % faster than the direct product, as exact.
+# Winograd's F(4, 3): four outputs of a three-tap convolution from six products instead of twelve. A frame is one such
+# tile: four spectra between two borders of zeros. 30 % faster than the direct product, and as exact.
 _WINOGRAD_WEIGHTS = (
     torch.tensor([[6, 0, 0], [-4, -4, -4], [-4, 4, -4], [1, 2, 4], [1, -2, 4], [0, 0, 24]], dtype=torch.float64) / 24
 )
@@ -47,7 +47,7 @@ _log = logging.getLogger(__name__)
 
 
 class SteppedNetwork:
-    """silero-vad's own path, frame by frame: 15 times slower, right by definition."""
+    """silero-vad's own model, frame by frame: 15 times slower, correct by definition."""
 
     name = "silero-jit"
 
@@ -55,12 +55,12 @@ class SteppedNetwork:
         self.model = model
 
     def start(self) -> State:
-        """Reset the model, which keeps its state to itself."""
+        """Reset the model, which holds its state internally."""
         self.model.reset_states()
         return None
 
     def forward(self, samples: torch.Tensor, state: State) -> tuple[torch.Tensor, State]:
-        """Return one probability a frame; the context in front is the model's own business."""
+        """Return one probability per frame. The model remembers the context itself."""
         frames = samples[CONTEXT_SAMPLES:].view(-1, FRAME_SAMPLES)
         return torch.cat([self.model(frame, SAMPLE_RATE_HZ).view(1) for frame in frames]), state
 
@@ -69,10 +69,10 @@ class BatchedNetwork:
     """The same network over a block of frames.
 
     Args:
-        weights: the TorchScript model's state, by name.
+        weights: The TorchScript model's state, by name.
 
     Raises:
-        KeyError, RuntimeError: silero-vad has another network than the one known here.
+        KeyError, RuntimeError: The weights are those of an unknown network.
     """
 
     name = "batched"
@@ -86,10 +86,10 @@ class BatchedNetwork:
         self._bias = [weights[f"encoder.{layer}.reparam_conv.bias"] for layer in range(4)]
         self._first = torch.einsum("pk,oik->pio", _WINOGRAD_WEIGHTS, first.double()).float().contiguous()
         before, at, after = (tap.t() for tap in second.unbind(2))
-        # What each output of the first convolution gives to the two of the second, side by side.
+        # What each output of the first convolution contributes to the two outputs of the second, side by side.
         self._second = tuple(part.contiguous() for part in (at, torch.cat((after, before), 1), at, after))
         self._second_bias = self._bias[1].repeat(2)
-        # On so short an input, the border's zeros meet the other taps: one of three in the third, two in the fourth.
+        # The input is so short that some taps only see the border's zeros: one of three here, two in the fourth.
         self._third = third[:, :, 1:].permute(2, 1, 0).reshape(2 * 64, 64).contiguous()
         self._fourth = fourth[:, :, 1].t().contiguous()
         self._lstm = torch.nn.LSTM(_HIDDEN, _HIDDEN)
@@ -108,7 +108,7 @@ class BatchedNetwork:
         return torch.zeros(1, 1, _HIDDEN), torch.zeros(1, 1, _HIDDEN)
 
     def forward(self, samples: torch.Tensor, state: State) -> tuple[torch.Tensor, State]:
-        """Return one probability a frame. Memory: about 13 KB a frame."""
+        """Return one probability per frame. Memory: about 13 KB per frame."""
         encoded = self._encode(self._spectra(samples))
         hidden, state = self._lstm(encoded.unsqueeze(1), state)
         return torch.sigmoid(hidden.squeeze(1).relu_() @ self._output + self._output_bias), state
@@ -117,7 +117,7 @@ class BatchedNetwork:
         frames = (len(samples) - CONTEXT_SAMPLES) // FRAME_SAMPLES
         windows = torch.empty(4, frames, _WINDOW)
         torch.mul(samples.as_strided((3, frames, _WINDOW), (_HOP, FRAME_SAMPLES, 1)), self._window, out=windows[:3])
-        # The fourth window reaches 64 samples beyond the frame, which the network fills with its mirror image.
+        # The fourth window reaches 64 samples beyond the frame; the network mirrors the frame's end there.
         inside = _WINDOW - CONTEXT_SAMPLES
         end = samples[3 * _HOP :].as_strided((frames, inside), (FRAME_SAMPLES, 1))
         mirrored = samples[FRAME_SAMPLES - 1 :].as_strided((frames, CONTEXT_SAMPLES), (FRAME_SAMPLES, 1)).flip(1)
@@ -125,7 +125,7 @@ class BatchedNetwork:
         torch.mul(mirrored, self._window[inside:], out=windows[3, :, inside:])
         spectrum = torch.fft.rfft(windows)
         real, imaginary = spectrum.real, spectrum.imag
-        # Three times as fast as abs(), which guards against overflow.
+        # Three times as fast as abs(), which protects against overflow.
         return torch.addcmul(real * real, imaginary, imaginary).sqrt_()
 
     def _encode(self, spectra: torch.Tensor) -> torch.Tensor:
@@ -143,15 +143,15 @@ class BatchedNetwork:
 def load_stepped() -> SteppedNetwork:
     """Load silero-vad's own model."""
     with warnings.catch_warnings():
-        # torch deprecates the format that silero-vad ships; that is theirs to change.
+        # torch deprecates the format that silero-vad ships; only silero-vad can change that.
         warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"torch\.jit")
         return SteppedNetwork(load_silero_vad())
 
 
 def load_network() -> BatchedNetwork | SteppedNetwork:
-    """Load the network and check it against silero-vad's own on a short probe. Takes about 0.1 s.
+    """Load the batched network, or silero-vad's own model if the two differ on a short probe. Takes about 0.1 s.
 
-    Sets the process up for it: one torch thread, and an allocator that keeps what it freed.
+    Also sets the process up for it: one torch thread, and an allocator that keeps freed memory.
     """
     torch.set_num_threads(1)
     _keep_freed_memory()
@@ -160,10 +160,10 @@ def load_network() -> BatchedNetwork | SteppedNetwork:
         batched = BatchedNetwork(stepped.model.state_dict())
         difference = _difference(batched, stepped)
     except (KeyError, RuntimeError) as error:
-        _log.warning("silero-vad has another network than the one known: using its own path (%s)", error)
+        _log.warning("silero-vad's network is not the known one: using its own, slower model (%s)", error)
         return stepped
     if not difference <= MAX_DIFFERENCE:
-        _log.warning("probabilities differ by %.2g from silero-vad's: using its own path", difference)
+        _log.warning("probabilities differ by %.2g from silero-vad's: using its own, slower model", difference)
         return stepped
     return batched
 
@@ -171,10 +171,10 @@ def load_network() -> BatchedNetwork | SteppedNetwork:
 def _keep_freed_memory() -> None:
     """Let glibc keep freed memory (up to 64 MB) for the next block.
 
-    As it comes, it gives each block's buffers back to the kernel and takes them again, zeroed: 25,000 page faults in
-    6 min of audio, a third of the network's time (measured). What is larger than these buffers (4 MB) still comes from
-    the kernel: the index of a 12 h m4a, which grows by copies, would leave 50 MB of holes. Other C libraries have no
-    mallopt.
+    By default, glibc returns each block's buffers to the kernel and requests them again, zeroed: 25,000 page faults in
+    6 min of audio, a third of the network's time (measured). These buffers have 4 MB; larger ones still come from the
+    kernel, because the index of a 12 h m4a, which grows by copies, would leave 50 MB of holes. Other C libraries have
+    no mallopt.
     """
     with suppress(AttributeError, OSError):
         libc = ctypes.CDLL(None)
@@ -188,12 +188,12 @@ def _difference(batched: BatchedNetwork, stepped: SteppedNetwork) -> float:
         half = CONTEXT_SAMPLES + len(samples) // FRAME_SAMPLES // 2 * FRAME_SAMPLES
         first, state = batched.forward(samples[:half], batched.start())
         second, _ = batched.forward(samples[half - CONTEXT_SAMPLES :], state)
-        wanted, _ = stepped.forward(samples, stepped.start())
-    return float((torch.cat((first, second)) - wanted).abs().max())
+        expected, _ = stepped.forward(samples, stepped.start())
+    return float((torch.cat((first, second)) - expected).abs().max())
 
 
 def _probe() -> torch.Tensor:
-    """Return 3 s of a buzz like a voice's, in syllables, with noise: probabilities of all sizes."""
+    """Return 3 s of a voice-like buzz in syllables, with noise, which gives low and high probabilities."""
     seconds = np.arange(94 * FRAME_SAMPLES) / SAMPLE_RATE_HZ
     pitch_hz = 120 + 30 * np.sin(2 * np.pi * 0.7 * seconds)
     phase = 2 * np.pi * np.cumsum(pitch_hz) / SAMPLE_RATE_HZ

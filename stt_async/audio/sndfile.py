@@ -1,4 +1,4 @@
-"""Decode with libsndfile (soundfile): uncompressed audio and FLAC, and MP3 that FFmpeg refuses."""
+"""Decodes with libsndfile (soundfile): uncompressed audio and FLAC, and MP3 that FFmpeg refuses."""
 
 import os
 from collections.abc import Iterator
@@ -12,23 +12,23 @@ from stt_async.audio.sniff import declared_pcm_frames
 from stt_async.audio.stream import Block, NotDecodableError, Stream, block_frames
 
 _UNDECLARED_FRAMES = 1 << 62
-"""libsndfile says 2**63 - 1 frames (2e14 s at 44.1 kHz) where a FLAC header leaves its length open."""
+"""libsndfile reports 2**63 - 1 frames (2e14 s at 44.1 kHz) if a FLAC header leaves the length open."""
 
 _TRAILER_BYTES, _TRAILER_SHARE = 16_384, 0.02
-"""Unread bytes beyond both are no trailing tags: the header understated the length."""
+"""More unread bytes than both are not trailing tags: the header understates the length."""
 
 _INT16_SCALE = np.float32(1 / 32_768)
 
 
 @contextmanager
 def open_with_libsndfile(fd: int) -> Iterator[Stream]:
-    """Open the recording behind a descriptor. Memory: one block, whatever the header says of the length.
+    """Open the recording behind a file descriptor. Memory: one block, whatever length the header states.
 
     Raises:
-        NotDecodableError: libsndfile does not take it.
+        NotDecodableError: libsndfile refuses the recording.
     """
     os.lseek(fd, 0, os.SEEK_SET)
-    # mpg123 inside libsndfile writes to stderr by itself; nothing else of this process speaks in between.
+    # mpg123 inside libsndfile writes to stderr. Nothing else in this process does until the stream is closed.
     with _silenced_stderr():
         try:
             file = sf.SoundFile(fd, closefd=False)
@@ -44,7 +44,7 @@ def open_with_libsndfile(fd: int) -> Iterator[Stream]:
                 declared_s=declared_frames and declared_frames / file.samplerate,
             )
             stream.blocks = _blocks(file, stream)
-            stream.read_to_the_end = partial(_is_read_to_the_end, fd)
+            stream.read_to_end = partial(_is_read_to_end, fd)
             yield stream
 
 
@@ -59,7 +59,7 @@ def _blocks(file: sf.SoundFile, stream: Stream) -> Iterator[Block]:
         try:
             read = len(file.read(out=buffer))
         except sf.LibsndfileError:
-            # soundfile does not say how much came before the error; what it did not write is still NaN.
+            # soundfile does not report how many frames it read before the error; the others are still NaN.
             stream.damaged = True
             read = int(np.argmax(np.isnan(np.append(buffer[:, 0], np.nan))))
         samples = planar[:, :read]
@@ -70,18 +70,18 @@ def _blocks(file: sf.SoundFile, stream: Stream) -> Iterator[Block]:
         yield Block(file.samplerate, list(samples))
 
 
-def _is_read_to_the_end(fd: int) -> bool:
+def _is_read_to_end(fd: int) -> bool:
     size = os.fstat(fd).st_size
     return size - os.lseek(fd, 0, os.SEEK_CUR) <= max(_TRAILER_BYTES, _TRAILER_SHARE * size)
 
 
 @contextmanager
 def _silenced_stderr() -> Iterator[None]:
-    saved, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    saved, devnull = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     try:
-        os.dup2(nowhere, 2)
+        os.dup2(devnull, 2)
         yield
     finally:
         os.dup2(saved, 2)
         os.close(saved)
-        os.close(nowhere)
+        os.close(devnull)

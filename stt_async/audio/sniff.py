@@ -1,4 +1,4 @@
-"""What a recording is, by its first bytes: names lie (m4a bytes named .aac, HTML named .mp3)."""
+"""Detects containers by their first bytes. File names are unreliable: m4a named .aac, HTML named .mp3."""
 
 import os
 from collections.abc import Iterator
@@ -10,20 +10,15 @@ Decoder = Literal["ffmpeg", "libsndfile"]
 _HEAD_BYTES = 4_096
 _ID3_HEADER_BYTES = 10
 _FIXED_WIDTH_TAGS = {1, 3, 6, 7, 0xFFFE}
-"""WAV codecs whose frames all take the same bytes: PCM, floats, A-law, mu-law, and what says it further on."""
-_WRITTEN_AS_A_STREAM = {0, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF}
-"""Sizes of a WAV's data that say: unknown when this was written."""
+"""WAV codecs with frames of a fixed size: PCM, floats, A-law, mu-law, and WAVE_FORMAT_EXTENSIBLE."""
+_UNKNOWN_SIZES = {0, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF}
+"""Data sizes in a WAV that was written as a stream, before its size was known."""
 _MPEG_SYNC = 0xFFE0
 
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """A container by its magic bytes, and which decoder reads it fastest.
-
-    `decoders` in order of trial. Measured on one core, 6 min at 44.1 kHz stereo, times real time, FFmpeg against
-    libsndfile: mp3 1,550 / 1,570 (but mpg123 writes to stderr), Vorbis 1,600 / 870, Opus 750 / 310,
-    FLAC 1,245 / 1,460, PCM 8,600 / 55,000.
-    """
+    """A container, and its decoders in the order of trial, the fastest first (measured: docs/engine.md)."""
 
     name: str
     decoders: tuple[Decoder, ...]
@@ -54,7 +49,7 @@ _BY_MAGIC: tuple[tuple[int, bytes, Kind], ...] = (
 
 
 def sniff(fd: int) -> Kind:
-    """Say what the file behind a descriptor holds. Its position does not matter and is not moved."""
+    """Return the container of the file behind a descriptor, whose position does not matter and is not moved."""
     start = _after_id3(fd)
     head = os.pread(fd, 16, start)
     for offset, magic, kind in _BY_MAGIC:
@@ -66,9 +61,9 @@ def sniff(fd: int) -> Kind:
 
 
 def declared_pcm_frames(fd: int) -> int | None:
-    """Return the number of frames that a WAV or AIFF header claims, or None where it claims nothing of use.
+    """Return the number of frames in a WAV or AIFF header, or None if it states no usable number.
 
-    libsndfile clips this claim to the file's length, and so hides that a recording was cut short.
+    libsndfile limits this number to the file's length, and so hides that a recording is truncated.
     """
     head = os.pread(fd, _HEAD_BYTES, _after_id3(fd))
     if head[:4] == b"RIFF" and head[8:12] == b"WAVE":
@@ -86,7 +81,7 @@ def _declared_wav_frames(head: bytes) -> int | None:
         if name == b"fmt " and int.from_bytes(body[:2], "little") in _FIXED_WIDTH_TAGS:
             frame_bytes = int.from_bytes(body[12:14], "little")
         if name == b"data":
-            return None if size in _WRITTEN_AS_A_STREAM or not frame_bytes else size // frame_bytes
+            return None if size in _UNKNOWN_SIZES or not frame_bytes else size // frame_bytes
     return None
 
 
@@ -99,7 +94,7 @@ def _chunks(head: bytes, byte_order: Literal["big", "little"]) -> Iterator[tuple
 
 
 def declares_mpeg_length(fd: int) -> bool:
-    """Whether an MP3 states its length (Xing, Info or VBRI frame); else FFmpeg guesses it from the bit rate."""
+    """Return whether an MP3 states its length (Xing, Info or VBRI frame); if not, FFmpeg guesses by the bit rate."""
     head = os.pread(fd, _HEAD_BYTES, _after_id3(fd))
     return any(tag in head for tag in (b"Xing", b"Info", b"VBRI"))
 

@@ -1,4 +1,4 @@
-"""The door to audio/: one recording to segments on disk. Runs in a pool child or alone; needs no service."""
+"""Entry point of audio/: splits one recording into segments on disk, in a pool child or standalone."""
 
 import errno
 import hashlib
@@ -30,31 +30,36 @@ _STORES: dict[Layout, Callable[[Path], AbstractContextManager[Store]]] = {"objec
 
 
 def warm_up() -> None:
-    """Load the network and check it: what the first recording would otherwise wait for."""
+    """Load the network in advance, so that the first recording does not wait for it."""
     _network()
 
 
-def split(source: Path, out_dir: Path, params: SplitParams, limits: SplitLimits = _DEFAULT_LIMITS) -> SplitResult:
+def split(
+    source: Path,
+    out_dir: Path,
+    params: SplitParams,
+    limits: SplitLimits = _DEFAULT_LIMITS,
+    watch: Stopwatch | None = None,
+) -> SplitResult:
     """Split one recording into segment files, or one tar of them, in `out_dir`.
 
-    The decoded PCM lies in `out_dir`'s file system meanwhile, in a file without a name: 115 MB an hour. Memory does
-    not grow with the length but for 4 bytes a frame (0.5 MB an hour).
+    An unnamed file in `out_dir` holds the decoded PCM until the end: 115 MB per hour. Memory grows by only 4 bytes per
+    frame (0.5 MB per hour). A `watch` measures the stages (bench/split.py).
 
     Raises:
-        PermanentError: the recording is empty, not audio, not decodable or over a limit.
+        PermanentError: The recording is empty, not audio, not decodable or over a limit.
         TransientError: `disk_full`.
     """
     try:
         with source.open("rb") as file:
-            return _split(file.fileno(), out_dir, params, limits)
+            return _split(file.fileno(), out_dir, params, limits, watch or Stopwatch())
     except OSError as error:
         if error.errno in {errno.ENOSPC, errno.EDQUOT}:
             raise TransientError(DISK_FULL, f"no space left in {out_dir}") from error
         raise
 
 
-def _split(fd: int, out_dir: Path, params: SplitParams, limits: SplitLimits) -> SplitResult:
-    watch = Stopwatch()
+def _split(fd: int, out_dir: Path, params: SplitParams, limits: SplitLimits, watch: Stopwatch) -> SplitResult:
     source_bytes = os.fstat(fd).st_size
     if not source_bytes:
         raise PermanentError("empty_file", "it has 0 bytes")
@@ -85,7 +90,6 @@ def _split(fd: int, out_dir: Path, params: SplitParams, limits: SplitLimits) -> 
         dropped_runs=found.dropped_runs,
         clipped_samples=decoded.clipped_samples,
         versions=_versions(),
-        stage_s=watch.seconds,
     )
 
 

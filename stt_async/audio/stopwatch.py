@@ -1,4 +1,4 @@
-"""CPU seconds by stage."""
+"""Measures CPU time by stage."""
 
 import time
 from collections.abc import Iterable, Iterator
@@ -9,14 +9,14 @@ T = TypeVar("T")
 
 
 class Stopwatch:
-    """Adds up the process's CPU time by name: what a busy neighbour takes from the clock does not count."""
+    """Adds up this process's CPU seconds by stage. Wall time would include the time that other processes take."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
 
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
-        """Count what runs inside."""
+        """Measure the block."""
         start = time.process_time()
         try:
             yield
@@ -24,7 +24,7 @@ class Stopwatch:
             self.seconds[stage] = self.seconds.get(stage, 0.0) + time.process_time() - start
 
     def each(self, stage: str, items: Iterable[T]) -> Iterator[T]:
-        """Count what it takes to produce the items, not what is done with them."""
+        """Yield the items, and measure how long it takes to produce them."""
         iterator = iter(items)
         while True:
             with self(stage):

@@ -1,4 +1,4 @@
-"""Silero's speech probabilities, one for each 512 samples, a block of frames at a time."""
+"""Computes Silero's speech probabilities, one per 512 samples, a block of frames at a time."""
 
 from typing import Protocol
 
@@ -9,14 +9,14 @@ from stt_async.audio.silero import CONTEXT_SAMPLES, State
 from stt_async.audio.stream import FRAME_SAMPLES, Pcm, Probabilities
 
 VAD_BLOCK_FRAMES = 1_024
-"""Frames in one forward pass (33 s, 13 MB). Between decoding, 512 are 3 % slower, 256 12 %, 128 25 % (measured); more
+"""Frames in one forward pass (33 s, 13 MB). In a whole split, 512 are 3 % slower, 256 12 %, 128 25 % (measured); more
 are no faster."""
 
 _INT16_SCALE = 1 / 32_768
 
 
 class Network(Protocol):
-    """Frames to probabilities; `silero.BatchedNetwork` or `silero.SteppedNetwork`."""
+    """Turns frames into probabilities: `silero.BatchedNetwork` or `silero.SteppedNetwork`."""
 
     name: str
 
@@ -28,9 +28,9 @@ class Network(Protocol):
 
 
 class SpeechProbabilities:
-    """Samples in as they come, probabilities out at the end. Memory: 4 bytes a frame (11 MB for 24 h).
+    """Takes samples in parts of any size, returns all probabilities at the end. Memory: 11 MB for 24 h.
 
-    Blocks lie on a fixed grid from the first sample: the result does not depend on how the samples were handed in.
+    Blocks lie on a fixed grid from the first sample, so the result does not depend on the parts.
     """
 
     def __init__(self, network: Network) -> None:
@@ -41,7 +41,7 @@ class SpeechProbabilities:
         self._done: list[Probabilities] = []
 
     def push(self, pcm: Pcm) -> None:
-        """Take 16 kHz samples, any number of them."""
+        """Take any number of 16 kHz samples."""
         taken = 0
         while taken < len(pcm):
             count = min(len(pcm) - taken, len(self._block) - self._filled)
@@ -53,7 +53,7 @@ class SpeechProbabilities:
                 self._run(VAD_BLOCK_FRAMES)
 
     def finish(self) -> Probabilities:
-        """Return one float32 probability a frame; the last frame is filled up with zeros, as Silero does it."""
+        """Return one float32 probability per frame. Zeros fill the last frame, as in Silero."""
         frames = -(-(self._filled - CONTEXT_SAMPLES) // FRAME_SAMPLES)
         if frames:
             self._block[self._filled :] = 0

@@ -1,4 +1,4 @@
-"""The process pool: one child for each usable vCPU, the model loaded once in each. The door to audio/."""
+"""The process pool: one child per usable vCPU, each with the model loaded. Only the pool runs audio/ in the worker."""
 
 import asyncio
 import time
@@ -24,13 +24,13 @@ from stt_async.worker.estimates import SplitRate
 _log = structlog.get_logger()
 
 NEW_CHILDREN = 3
-"""Started for one job, one after the other, when each is lost before it takes the job."""
+"""Children started for one job, one after the other, if each is lost before it acknowledges the job."""
 
 NEW_CHILD_PAUSE_S = 0.2
-"""Before the next one: a fork server that was killed still counts as alive for a moment."""
+"""Before the next child: a fork server that was killed seems alive for a moment."""
 
 _NO_MEMORY = "can't allocate memory"
-"""What torch says, in a RuntimeError, where others raise a MemoryError (its DefaultCPUAllocator)."""
+"""In the RuntimeError that torch's DefaultCPUAllocator raises instead of a MemoryError."""
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -38,7 +38,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class TimedSplit:
-    """What a child did, and when (monotonic clock, which all processes of a machine share)."""
+    """The result of a split, and its times on the monotonic clock, which all processes of a machine share."""
 
     result: SplitResult
     started_s: float
@@ -46,56 +46,55 @@ class TimedSplit:
 
 
 class Pool:
-    """Runs `audio.split.split` in children. One that is killed, hangs or eats memory costs its own job alone.
+    """Runs `audio.split.split` in children. A child that dies, hangs or exhausts its memory fails only its own job.
 
-    A child lost is one `child_lost` in the log, whatever it was at; one that was replaced in time is a
-    `child_recycled`. To be used on the event loop's thread.
+    Each lost child is logged once as `child_lost`, each replaced one as `child_recycled`. Use it on the event loop's
+    thread only.
 
     Args:
-        processes: Children.
-        job_timeout_s: Upper bound of any job's time in a child.
-        child_max_bytes: Private memory that a child may take; beyond it its job fails, not the machine.
+        processes: Number of children.
+        job_timeout_s: Upper bound of the time of any split.
+        child_max_bytes: Limit of a child's private memory. Beyond it, its job fails, and the machine is safe.
     """
 
     def __init__(self, processes: int, *, job_timeout_s: float, child_max_bytes: int) -> None:
         self._processes = processes
         self._rate = SplitRate(job_timeout_s)
         self._child_max_bytes = child_max_bytes
-        self._turns = Capacity(processes)
+        self._capacity = Capacity(processes)
         self._threads = ThreadPoolExecutor(processes, thread_name_prefix="pool")
         self._children: set[Child] = set()
         self._idle: deque[Child] = deque()
 
     async def split(self, source: Path, out_dir: Path, params: SplitParams, limits: SplitLimits) -> TimedSplit:
-        """Split one recording in the next free child; cancelled, the child is ended.
+        """Split one recording in the next free child. A cancel kills the child.
 
         Raises:
-            PermanentError, TransientError: as `audio.split.split` raises them; or no child could be started.
-            WorkerLostError: the child died (`child_died`), hung (`child_hung`) or ran out of memory (`out_of_memory`).
+            PermanentError, TransientError: From `audio.split.split`, or no child could be started (`no_child`).
+            WorkerLostError: The child died (`child_died`), hung (`child_hung`) or ran out of memory (`out_of_memory`).
         """
-        async with self._turns.take(1):
+        async with self._capacity.take(1):
             return await self._split(source, out_dir, params, limits)
 
     async def split_alone(self, source: Path, out_dir: Path, params: SplitParams, limits: SplitLimits) -> TimedSplit:
-        """Split one recording while no other is being split: for one that failed before, maybe for want of memory."""
-        async with self._turns.take(self._processes):
+        """Split one recording while no other splits run: a retry of a recording that may have lacked memory."""
+        async with self._capacity.take(self._processes):
             return await self._split(source, out_dir, params, limits)
 
     async def ready(self) -> None:
-        """Start all children, and return when they have loaded the model.
+        """Start all children, and wait until they have loaded the model.
 
         Raises:
-            TransientError: one could not.
+            TransientError: A child failed to (`no_child`).
         """
         try:
-            await gather_or_cancel(self._warm() for _ in range(self._processes))
+            await gather_or_cancel(self._warm_up_child() for _ in range(self._processes))
         except ChildLostError as lost:
             _log_lost(lost)
-            reason = f"{lost}, {lost.__cause__!r}"
-            raise TransientError("no_child", f"a pool process could not be started: {reason}") from lost
+            raise TransientError("no_child", f"a pool process failed to start: {lost}, {lost.__cause__!r}") from lost
 
     def close(self) -> None:
-        """End all children, at once. Blocks until they are gone."""
+        """Kill all children. Blocks until they have exited."""
         for child in tuple(self._children):
             child.end()
         self._threads.shutdown()
@@ -107,7 +106,7 @@ class Pool:
         return split
 
     async def _call(self, timeout_s: float, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run a function in a child. One that was lost before it took it costs another child, and nothing else."""
+        """Run a function in a child. If the child is lost before it acknowledges the function, use another one."""
         for _ in range(len(self._idle) + NEW_CHILDREN):
             try:
                 async with self._child() as child:
@@ -115,15 +114,15 @@ class Pool:
             except ChildLostError as lost:
                 _log_lost(lost)
                 if lost.in_job:
-                    raise WorkerLostError(lost.code, _sentence(lost, timeout_s)) from lost
+                    raise WorkerLostError(lost.code, _message(lost, timeout_s)) from lost
                 await asyncio.sleep(NEW_CHILD_PAUSE_S)
-        raise TransientError("no_child", f"{NEW_CHILDREN} new pool processes in a row were lost before they took a job")
+        raise TransientError("no_child", f"{NEW_CHILDREN} new pool processes in a row were lost before the job started")
 
     @asynccontextmanager
     async def _child(self) -> AsyncIterator[Child]:
-        """Lend a child, of those that are idle the one that is so for longest; one that comes back busy is ended."""
+        """Lend the child that has been idle longest, or a new one. Afterwards a busy child is ended."""
         while not self._idle:
-            # To the end even when cancelled: the child is the next one's then.
+            # If this task is cancelled, the next one takes the child.
             await finish_despite_cancel(asyncio.to_thread(self._fork))
         child = self._idle.popleft()
         try:
@@ -142,7 +141,7 @@ class Pool:
         self._children.discard(child)
         await asyncio.to_thread(child.end)
 
-    async def _warm(self) -> None:
+    async def _warm_up_child(self) -> None:
         async with self._child():
             pass
 
@@ -157,7 +156,7 @@ class Pool:
 
 @asynccontextmanager
 async def open_pool(settings: Settings) -> AsyncIterator[Pool]:
-    """Start the children, and end them at the end, whatever they do."""
+    """Start the children, and kill them after the block."""
     pool = Pool(settings.processes, job_timeout_s=settings.job_timeout_s, child_max_bytes=settings.child_max_bytes)
     try:
         await pool.ready()
@@ -170,11 +169,11 @@ def _log_lost(lost: ChildLostError) -> None:
     _log.error("child_lost", code=lost.code, exit_status=lost.exit_status, pid=lost.pid, in_job=lost.in_job)
 
 
-def _sentence(lost: ChildLostError, timeout_s: float) -> str:
+def _message(lost: ChildLostError, timeout_s: float) -> str:
     if lost.code == "child_hung":
-        return f"the split was not done after {timeout_s:.0f} s"
+        return f"the split did not finish within {timeout_s:.0f} s"
     if lost.code == "out_of_memory":
-        return f"the split wanted more memory than a child may take (STT_CHILD_MAX_BYTES): {lost.__cause__}"
+        return f"the split needs more memory than STT_CHILD_MAX_BYTES allows: {lost.__cause__}"
     return f"the process that split this recording ended with exit status {lost.exit_status}"
 
 

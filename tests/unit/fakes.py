@@ -314,7 +314,6 @@ def a_result(**changes: Any) -> SplitResult:
             "dropped_runs": 0,
             "clipped_samples": 0,
             "versions": {"stt_async": "0.1.0"},
-            "stage_s": {"decode": 0.1},
             **changes,
         }
     )

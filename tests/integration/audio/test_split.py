@@ -5,7 +5,6 @@ import hashlib
 import subprocess
 import sys
 import tempfile
-from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Self
 
@@ -39,7 +38,6 @@ def _check(result: SplitResult, folder: Path) -> None:
             data = (folder / result.archive.filename).read_bytes()[segment.tar_offset :][: segment.bytes]
         assert len(data) == segment.bytes
         assert hashlib.sha256(data).hexdigest() == segment.sha256
-    assert set(result.stage_s) >= {"hash", "decode", "resample", "vad", "segment", "encode"}
 
 
 @pytest.fixture
@@ -63,7 +61,7 @@ def test_the_same_recording_gives_the_same_segments(speech: Path, tmp_path: Path
     results = []
     for name in ("first", "second"):
         (tmp_path / name).mkdir()
-        results.append(asdict(split(speech, tmp_path / name, PARAMS)) | {"stage_s": None})
+        results.append(split(speech, tmp_path / name, PARAMS))
     assert results[0] == results[1]
 
 
