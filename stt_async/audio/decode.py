@@ -35,7 +35,7 @@ _SHORTFALL_S, _SHORTFALL_SHARE = 0.25, 0.005
 0.16 s (measured)."""
 
 _DAMAGED_SHARE = 0.0005
-"""The share for a recording with undecodable parts. Not 0: a recording joined of files byte by byte is not truncated."""
+"""The share if parts are undecodable. Not 0: a recording that was joined of files byte by byte is not truncated."""
 
 _SAMPLE_BYTES = 2
 

@@ -1,4 +1,4 @@
-"""Scenarios F15, F32 and F33: whatever lies in the source bucket has a result of its own, and costs no other."""
+"""Scenarios F15, F32 and F33: each odd recording has its own result, and other jobs are unaffected."""
 
 import io
 from pathlib import Path
@@ -30,7 +30,7 @@ def _sound(samples: Samples, rate_hz: int, **form: str) -> bytes:
 
 
 def _film(speech: Samples | None, rate_hz: int) -> bytes:
-    """A second of a black picture, with speech to it or without a track for sound."""
+    """Return one second of black pictures, with or without a sound track."""
     file = io.BytesIO()
     with av.open(file, "w", format="mp4") as container:
         picture = container.add_stream("mpeg4", rate=10)
@@ -50,13 +50,13 @@ def _film(speech: Samples | None, rate_hz: int) -> bytes:
 
 
 def _without_size(wav: bytes) -> bytes:
-    """The WAV as a program writes it that cannot go back to its header."""
+    """Return the WAV as written to a pipe, without sizes in its headers."""
     at = wav.index(b"data") + 4
     return wav[:4] + _UNKNOWN_SIZE + wav[8:at] + _UNKNOWN_SIZE + wav[at + 4 :]
 
 
 def _id3(content: bytes) -> bytes:
-    """The content after an ID3 tag with a picture of 40 MB."""
+    """Return the content behind an ID3 tag with a picture of 40 MB."""
     size = bytes(_ID3_BYTES >> shift & 0x7F for shift in (21, 14, 7, 0))
     frame = b"APIC" + (_ID3_BYTES - 10).to_bytes(4, "big") + b"\0\0"
     return b"ID3\x03\0\0" + size + frame + b"\0" * (_ID3_BYTES - 10) + content
@@ -69,7 +69,7 @@ def _with_nan(samples: Samples) -> Samples:
     return broken
 
 
-async def test_each_odd_recording_has_a_result_of_its_own(
+async def test_each_odd_recording_has_its_own_result(
     site: Site, start_worker: StartWorker, speech: Path, samples: list[Path]
 ) -> None:
     spoken, rate_hz = soundfile.read(speech, dtype="float32")
@@ -122,7 +122,7 @@ async def test_each_odd_recording_has_a_result_of_its_own(
     assert not worker.events("job_retried")
 
 
-async def test_a_recording_cut_at_the_source_is_split_and_marked(
+async def test_recording_truncated_at_the_source_is_split_and_marked(
     site: Site, start_worker: StartWorker, samples: list[Path]
 ) -> None:
     halves = {
@@ -142,7 +142,7 @@ async def test_a_recording_cut_at_the_source_is_split_and_marked(
         assert recording["decoded_duration_s"] < 0.75 * recording["declared_duration_s"], name
 
 
-async def test_thirty_seconds_are_one_segment_and_a_sample_more_is_no_longer_one(
+async def test_one_sample_over_thirty_seconds_makes_two_segments(
     site: Site, start_worker: StartWorker, samples: list[Path]
 ) -> None:
     (no_pause,) = (file for file in samples if file.name == "no-pause.mp3")

@@ -1,4 +1,4 @@
-"""More long recordings at once than the scratch space holds: they take turns, in little memory, and all are done."""
+"""Long recordings that exceed the scratch space together take turns, stay within memory, and all succeed."""
 
 import asyncio
 import os
@@ -18,15 +18,14 @@ from tests.support.waiting import wait_until
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 _SCRATCH_MAX_BYTES = 1_700_000_000
-_ROOMS = 2
-"""So many of the recordings fit: each has 98 MB, and is let in with eight times as much."""
+_MAX_FOLDERS = 2
+"""Recordings that fit at once: each has 98 MB, and is admitted with eight times as much."""
 
 _MEMORY_MAX_BYTES = 900_000_000
-"""Of the worker, the fork server and four children; the decoded audio of the eight alone would be 3.1 GB, and as floats
-twice that."""
+"""Of the worker, the fork server and four children. The decoded audio of all eight takes 3.1 GB, or twice as floats."""
 
 
-async def test_eight_long_recordings_stay_within_scratch_budget_and_memory(
+async def test_eight_long_recordings_stay_within_scratch_space_and_memory(
     site: Site, start_worker: StartWorker, three_hours: Path
 ) -> None:
     keys = [f"{number}.wav" for number in range(8)]
@@ -36,16 +35,16 @@ async def test_eight_long_recordings_stay_within_scratch_budget_and_memory(
     worker = await start_worker(
         site, STT_PROCESSES="4", STT_SCRATCH_MAX_BYTES=str(_SCRATCH_MAX_BYTES), STT_LAYOUT="tar"
     )
-    scratch_bytes, memory_bytes, rooms = [], [], []
+    scratch_bytes, memory_bytes, folders = [], [], []
     done = asyncio.create_task(worker.wait_for("job_succeeded", count=len(keys), timeout_s=800))
     while not done.done():
         scratch_bytes.append(_scratch_bytes(worker))
         memory_bytes.append(_memory_bytes(worker))
-        rooms.append(len([room for room in worker.scratch.glob("worker-*/job-*") if room.suffix != ".gone"]))
+        folders.append(len([path for path in worker.scratch.glob("worker-*/job-*") if path.suffix != ".gone"]))
         await asyncio.wait({done}, timeout=0.1)
     assert [line["receive_count"] for line in done.result()] == [1] * len(keys)
     assert 800_000_000 < max(scratch_bytes) < _SCRATCH_MAX_BYTES
-    assert max(rooms) == _ROOMS
+    assert max(folders) == _MAX_FOLDERS
     assert 100_000_000 < max(memory_bytes) < _MEMORY_MAX_BYTES
     await wait_until(site.is_drained, what="all messages to be deleted")
     assert await site.dead_letter_counts() == Counts(visible=0, in_flight=0)
@@ -57,17 +56,17 @@ async def test_eight_long_recordings_stay_within_scratch_budget_and_memory(
 
 
 def _scratch_bytes(worker: Worker) -> int:
-    """What its files take on disk, those without a name included: the decoded audio is one."""
-    # Not rglob, which fails at a folder that goes while it looks.
-    named = _facts(Path(folder, name) for folder, _, names in os.walk(worker.scratch) for name in names)
+    """Return the disk space of its files, including unnamed ones such as the decoded audio."""
+    # Not rglob, which fails if a folder is removed meanwhile.
+    named = _stats(Path(folder, name) for folder, _, names in os.walk(worker.scratch) for name in names)
     device = worker.scratch.stat().st_dev
-    opened = _facts(file for pid in children(worker) for file in Path(f"/proc/{pid}/fd").glob("*"))
-    nameless = [facts for facts in opened if facts.st_nlink == 0 and facts.st_dev == device]
-    taken = {facts.st_ino: facts.st_blocks * 512 for facts in [*named, *nameless] if stat.S_ISREG(facts.st_mode)}
+    opened = _stats(file for pid in children(worker) for file in Path(f"/proc/{pid}/fd").glob("*"))
+    unnamed = [found for found in opened if found.st_nlink == 0 and found.st_dev == device]
+    taken = {found.st_ino: found.st_blocks * 512 for found in [*named, *unnamed] if stat.S_ISREG(found.st_mode)}
     return sum(taken.values())
 
 
-def _facts(files: Iterable[Path]) -> list[os.stat_result]:
+def _stats(files: Iterable[Path]) -> list[os.stat_result]:
     found = []
     for file in files:
         with suppress(FileNotFoundError):
@@ -76,7 +75,7 @@ def _facts(files: Iterable[Path]) -> list[os.stat_result]:
 
 
 def _memory_bytes(worker: Worker) -> int:
-    """Of all its processes, each shared page once."""
+    """Return the memory of all its processes, each shared page counted once."""
     total = 0
     for process in [psutil.Process(worker.pid), *psutil.Process(worker.pid).children(recursive=True)]:
         with suppress(psutil.NoSuchProcess):

@@ -1,4 +1,4 @@
-"""A pool process that dies or hangs costs its own job alone, and that job only a retry."""
+"""A child that dies or hangs costs only its own job a retry."""
 
 import asyncio
 import os
@@ -17,20 +17,20 @@ from tests.support.site import Counts, OpenSite, Site
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.timeout(300)
-_PATIENCE_S = 200.0
-"""With many splits on a machine that others use too."""
+_TIMEOUT_S = 200.0
+"""For many splits on a loaded machine."""
 
 
 @pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGSEGV])
-async def test_a_child_killed_beside_three_others_costs_its_own_job_a_retry_alone(
+async def test_child_killed_beside_three_others_costs_only_its_job_a_retry(
     site: Site, start_worker: StartWorker, a_quarter: Path, speech: Path, signum: signal.Signals
 ) -> None:
     beside, later = [f"beside-{n}.wav" for n in range(4)], [f"later-{n}.wav" for n in range(4)]
     await site.put_recordings(dict.fromkeys(beside, a_quarter) | dict.fromkeys(later, speech))
-    for key in beside:  # before the worker starts, so that one poll brings them all
+    for key in beside:  # before the worker starts, so that one poll receives them all
         await site.send(site.job(key))
     worker = await start_worker(site, STT_PROCESSES="4")
-    await wait_until(lambda: len(splitting(worker)) == 4, what="all children to be at work", timeout_s=60)
+    await wait_until(lambda: len(splitting(worker)) == 4, what="all children to split", timeout_s=60)
     before = children(worker)
     os.kill(before[0], signum)
 
@@ -48,7 +48,7 @@ async def test_a_child_killed_beside_three_others_costs_its_own_job_a_retry_alon
     assert len(worker.events("child_lost")) == 1
 
 
-async def test_a_child_out_of_memory_costs_its_own_job_a_retry_alone(
+async def test_child_out_of_memory_costs_only_its_own_job_a_retry(
     site: Site, start_worker: StartWorker, speech: Path
 ) -> None:
     worker = await _with_children(await start_worker(site, STT_PROCESSES="4"), 4)
@@ -69,7 +69,7 @@ async def test_a_child_out_of_memory_costs_its_own_job_a_retry_alone(
 
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGKILL, "child_died"), (signal.SIGSTOP, "child_hung")])
-async def test_idle_children_that_die_or_stop_are_replaced_and_cost_no_job_anything(
+async def test_dead_or_stopped_idle_children_cost_no_job_a_retry(
     site: Site, start_worker: StartWorker, speech: Path, signum: signal.Signals, code: str
 ) -> None:
     worker = await _with_children(await start_worker(site, STT_PROCESSES="2"), 2)
@@ -89,7 +89,7 @@ async def test_idle_children_that_die_or_stop_are_replaced_and_cost_no_job_anyth
     assert not gone & set(children(worker))
 
 
-async def test_a_child_that_stops_in_mid_job_is_killed_at_the_deadline_and_its_slot_and_message_are_free(
+async def test_child_stopped_in_mid_job_is_killed_and_its_job_retried(
     open_site: OpenSite, start_worker: StartWorker, a_quarter: Path
 ) -> None:
     site = await open_site(visibility_timeout_s=3)
@@ -97,17 +97,17 @@ async def test_a_child_that_stops_in_mid_job_is_killed_at_the_deadline_and_its_s
     await worker.wait_for("worker_started")
     await site.put_recordings([a_quarter])
     await site.send(site.job(a_quarter.name))
-    (hung,) = await wait_until(lambda: splitting(worker), what="the child to be at work")
+    (hung,) = await wait_until(lambda: splitting(worker), what="the child to split")
     os.kill(hung, signal.SIGSTOP)
     seen = set()
     while not worker.events("job_retried"):
         seen.add((await site.counts()).visible)
         await asyncio.sleep(0.1)
-    assert seen == {0}, "the message was not kept ours for as long as its job might go on"
+    assert seen == {0}, "the message became visible while its job was running"
     (retried,) = worker.events("job_retried")
     assert retried["code"] in {"job_timeout", "child_hung"}
-    await wait_until(lambda: not psutil.pid_exists(hung), what="the child to be gone")
-    # A heartbeat after its release would hide the message again and again: then it would never come back.
+    await wait_until(lambda: not psutil.pid_exists(hung), what="the child to exit")
+    # The second receive also proves that heartbeats stopped: they would hide the message for ever.
     (done,) = await worker.wait_for("job_succeeded")
     assert done["receive_count"] == 2
     await verified(site, a_quarter.name)
@@ -115,20 +115,20 @@ async def test_a_child_that_stops_in_mid_job_is_killed_at_the_deadline_and_its_s
 
 async def _with_children(worker: Worker, count: int) -> Worker:
     await worker.wait_for("worker_started")
-    await wait_until(lambda: len(children(worker)) == count, what="all children to be up")
+    await wait_until(lambda: len(children(worker)) == count, what="all children to start")
     return worker
 
 
 def _leave_bytes(pid: int, left_bytes: int) -> None:
-    """Bound the data of a process to what it has now and this much more."""
-    (held,) = (line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmData:"))
-    most = int(held.split()[1]) * 1024 + left_bytes
-    resource.prlimit(pid, resource.RLIMIT_DATA, (most, most))
+    """Limit the data of a process to its present size and this much more."""
+    (size,) = (line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmData:"))
+    limit = int(size.split()[1]) * 1024 + left_bytes
+    resource.prlimit(pid, resource.RLIMIT_DATA, (limit, limit))
 
 
 async def _done_with_one_retry(site: Site, worker: Worker, keys: list[str], recording: str) -> None:
-    """All jobs are done, that of `recording` at its second receive and with no other in the pool meanwhile."""
-    done = await worker.wait_for("job_succeeded", count=len(keys), timeout_s=_PATIENCE_S)
+    """Check that all jobs are done, that of `recording` at its second receive and alone in the pool."""
+    done = await worker.wait_for("job_succeeded", count=len(keys), timeout_s=_TIMEOUT_S)
     again = {line["recording"]: line["receive_count"] for line in done if line["receive_count"] > 1}
     assert again == {recording: 2}
     (alone,) = (_split_span(line) for line in done if line["recording"] == recording)

@@ -1,4 +1,4 @@
-"""A recording that kills whatever process splits it ends as a dead letter; the others do not notice."""
+"""A recording that kills each process that splits it becomes a dead letter, and other jobs are unaffected."""
 
 import asyncio
 from pathlib import Path
@@ -19,7 +19,7 @@ _POISON, _OTHERS = "poison.wav", [f"{number:02d}.wav" for number in range(24)]
 _MAX_RECEIVES = 3
 
 
-async def test_a_job_that_always_kills_its_child_is_a_dead_letter_with_its_trail_and_costs_no_other(
+async def test_job_that_always_kills_its_child_becomes_a_dead_letter(
     site: Site, start_worker: StartWorker, five_minutes: Path, speech: Path
 ) -> None:
     await site.set_max_receives(_MAX_RECEIVES)
@@ -53,13 +53,13 @@ async def test_a_job_that_always_kills_its_child_is_a_dead_letter_with_its_trail
     }
     for attempt in range(1, _MAX_RECEIVES):
         assert f"attempt {attempt} child_died on " in letter.attributes["reason"]
-    assert await _trail(site) == [(attempt, "child_died") for attempt in range(1, _MAX_RECEIVES + 1)]
+    assert await _failure_records(site) == [(attempt, "child_died") for attempt in range(1, _MAX_RECEIVES + 1)]
     assert await site.dead_letter_counts() == Counts(visible=0, in_flight=0)
     assert await site.objects(f"{_POISON}/") == {}
     for key in _OTHERS:
         await verified(site, key)
 
 
-async def _trail(site: Site) -> list[tuple[int, str]]:
+async def _failure_records(site: Site) -> list[tuple[int, str]]:
     attempts: list[Any] = [orjson.loads(await site.read(key)) for key in await site.objects(f"failures/job-{_POISON}/")]
     return sorted((attempt["attempt"], attempt["event"]) for attempt in attempts)

@@ -42,26 +42,29 @@ async def pool() -> AsyncIterator[Pool]:
         yield running
 
 
-def made(folder: Path) -> Path:
+def new_folder(folder: Path) -> Path:
     folder.mkdir()
     return folder
 
 
-async def test_job_that_runs_alone_overlaps_no_other(pool: Pool, speech: Path, tmp_path: Path) -> None:
+async def test_split_alone_overlaps_no_other_split(pool: Pool, speech: Path, tmp_path: Path) -> None:
     params, limits = SplitParams(), SplitLimits()
     async with asyncio.TaskGroup() as group:
         before = [
-            group.create_task(pool.split(speech, made(tmp_path / f"before-{n}"), params, limits)) for n in range(3)
+            group.create_task(pool.split(speech, new_folder(tmp_path / f"before-{n}"), params, limits))
+            for n in range(3)
         ]
-        alone = group.create_task(pool.split_alone(speech, made(tmp_path / "alone"), params, limits))
-        after = [group.create_task(pool.split(speech, made(tmp_path / f"after-{n}"), params, limits)) for n in range(3)]
+        alone = group.create_task(pool.split_alone(speech, new_folder(tmp_path / "alone"), params, limits))
+        after = [
+            group.create_task(pool.split(speech, new_folder(tmp_path / f"after-{n}"), params, limits)) for n in range(3)
+        ]
     only = alone.result()
     others: list[TimedSplit] = [task.result() for task in before + after]
     assert all(each.ended_s <= only.started_s or each.started_s >= only.ended_s for each in others)
 
 
 def children() -> set[int]:
-    """The pool's processes, and the fork server."""
+    """Return the process ids of the pool's children and of the fork server."""
     return {child.pid for child in psutil.Process().children(recursive=True)}
 
 
@@ -73,7 +76,7 @@ def losses(log: list[EventDict]) -> list[tuple[str, int | None, bool]]:
     return [(line["code"], line["exit_status"], line["in_job"]) for line in log if line["event"] == "child_lost"]
 
 
-async def test_child_that_wants_too_much_memory_fails_its_own_job_alone(pool: Pool) -> None:
+async def test_child_out_of_memory_fails_only_its_own_job(pool: Pool) -> None:
     neighbour = asyncio.create_task(pool._call(60.0, take, 1.0))
     with capture_logs() as log, pytest.raises(WorkerLostError) as caught:
         await pool._call(60.0, eat_memory)
@@ -84,9 +87,7 @@ async def test_child_that_wants_too_much_memory_fails_its_own_job_alone(pool: Po
 
 
 @pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGSEGV, signal.SIGTERM])
-async def test_child_that_dies_is_told_once_with_its_exit_status_and_costs_its_neighbour_nothing(
-    pool: Pool, signum: int
-) -> None:
+async def test_child_that_dies_is_logged_once_and_fails_only_its_own_job(pool: Pool, signum: int) -> None:
     before = children()
     neighbour = asyncio.create_task(pool._call(60.0, take, 1.0))
     with capture_logs() as log, pytest.raises(WorkerLostError) as caught:
@@ -101,11 +102,9 @@ async def test_child_that_dies_is_told_once_with_its_exit_status_and_costs_its_n
 
 
 @pytest.mark.parametrize("after_s", [0.01, 0.1, 0.2])
-async def test_child_that_dies_in_the_middle_of_its_answer_costs_its_neighbour_nothing(
-    pool: Pool, after_s: float
-) -> None:
+async def test_child_that_dies_while_answering_fails_only_its_own_job(pool: Pool, after_s: float) -> None:
     neighbour = asyncio.create_task(pool._call(60.0, take, 1.0))
-    with suppress(WorkerLostError):  # a fast machine may have answered by then
+    with suppress(WorkerLostError):  # on a fast machine, the answer may come first
         await pool._call(60.0, die_while_answering, after_s)
     await neighbour
     assert await pool._call(60.0, answer) == 42
@@ -124,7 +123,7 @@ async def test_child_that_hangs_is_killed_at_its_deadline(pool: Pool, hang: str)
     assert await neighbour in before
 
 
-async def test_cancelled_job_ends_its_child_and_no_other(pool: Pool) -> None:
+async def test_cancelled_job_kills_only_its_own_child(pool: Pool) -> None:
     before = children()
     neighbour = asyncio.create_task(pool._call(60.0, take, 1.0))
     hanging = asyncio.create_task(pool._call(60.0, loop_for_ever))
@@ -137,7 +136,7 @@ async def test_cancelled_job_ends_its_child_and_no_other(pool: Pool) -> None:
     assert await pool._call(60.0, answer) == 42
 
 
-async def test_job_cancelled_while_its_child_is_forked_leaves_the_child_to_the_next(
+async def test_job_cancelled_during_a_fork_leaves_the_child_to_the_next_job(
     pool: Pool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     forking, go, fork = Event(), Event(), pool._fork
@@ -151,7 +150,7 @@ async def test_job_cancelled_while_its_child_is_forked_leaves_the_child_to_the_n
     monkeypatch.setattr("stt_async.worker.child.RECYCLE_AFTER_JOBS", 1)
     await asyncio.gather(*(pool._call(60.0, take, 0.1) for _ in range(2)))
     waiting = asyncio.create_task(pool._call(60.0, answer))
-    await wait_until(forking.is_set, what="a fork under way")
+    await wait_until(forking.is_set, what="a fork to start")
     waiting.cancel()
     go.set()
     with pytest.raises(asyncio.CancelledError):
@@ -161,7 +160,7 @@ async def test_job_cancelled_while_its_child_is_forked_leaves_the_child_to_the_n
     assert len(pool._children) == 1
 
 
-async def test_process_that_the_kernel_does_not_let_go_of_holds_up_nobody(
+async def test_process_stuck_in_the_kernel_blocks_no_thread_of_the_pool(
     pool: Pool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("stt_async.worker.child.EXIT_TIMEOUT_S", 0.1)
@@ -173,21 +172,21 @@ async def test_process_that_the_kernel_does_not_let_go_of_holds_up_nobody(
         working.cancel()
         with pytest.raises(asyncio.CancelledError):
             await working
-        # The thread that waited for its answer has to be free, or its place in the pool is not.
-        together = Barrier(2)
+        # Both threads of the pool must be free, even the one that waited for the answer of the stuck process.
+        barrier = Barrier(2)
         loop = asyncio.get_running_loop()
         try:
-            await asyncio.gather(*(loop.run_in_executor(pool._threads, together.wait, 10.0) for _ in range(2)))
+            await asyncio.gather(*(loop.run_in_executor(pool._threads, barrier.wait, 10.0) for _ in range(2)))
         finally:
             undone.undo()
             stuck.end()
 
 
 @pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGSTOP])
-async def test_idle_children_that_die_or_stop_cost_no_job_anything(
+async def test_dead_or_stopped_idle_children_are_replaced_for_a_job(
     pool: Pool, monkeypatch: pytest.MonkeyPatch, signum: int
 ) -> None:
-    monkeypatch.setattr("stt_async.worker.child.TAKE_TIMEOUT_S", 1.0)
+    monkeypatch.setattr("stt_async.worker.child.ACK_TIMEOUT_S", 1.0)
     idle = idle_pids(pool)
     for pid in idle:
         os.kill(pid, signum)
@@ -198,7 +197,7 @@ async def test_idle_children_that_die_or_stop_cost_no_job_anything(
     assert not children() & idle
 
 
-async def test_fork_server_that_is_killed_is_started_again_and_costs_no_job_anything(pool: Pool) -> None:
+async def test_killed_fork_server_is_restarted_for_a_job(pool: Pool) -> None:
     neighbour = asyncio.create_task(pool._call(60.0, take, 1.0))
     await wait_until(lambda: len(pool._idle) == 1, what="one child to be busy")
     (idle,) = idle_pids(pool)
@@ -219,7 +218,7 @@ async def test_child_that_has_grown_is_replaced_before_its_next_job(pool: Pool) 
     assert not losses(log)
 
 
-async def test_child_is_replaced_after_so_many_jobs(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_child_is_replaced_after_its_maximum_of_jobs(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("stt_async.worker.child.RECYCLE_AFTER_JOBS", 3)
     with capture_logs() as log:
         pids = [await pool._call(60.0, whoami) for _ in range(12)]
@@ -227,20 +226,20 @@ async def test_child_is_replaced_after_so_many_jobs(pool: Pool, monkeypatch: pyt
     assert not losses(log)
 
 
-async def test_real_recordings_grow_a_child_by_less_than_it_is_replaced_for(dev_data: Path, tmp_path: Path) -> None:
+async def test_real_recordings_do_not_grow_a_child_to_its_limit(dev_data: Path, tmp_path: Path) -> None:
     recordings = sorted(file for file in dev_data.rglob("*") if file.suffix in {".mp3", ".ogg", ".flac", ".wav"})[:50]
     with capture_logs() as log:
         async with open_pool(Settings(processes=1)) as pool:
             for number, recording in enumerate(recordings):
                 with suppress(PermanentError):
-                    await pool.split(recording, made(tmp_path / str(number)), SplitParams(), SplitLimits())
+                    await pool.split(recording, new_folder(tmp_path / str(number)), SplitParams(), SplitLimits())
             (child,) = pool._idle
     assert child.jobs == len(recordings)
     assert child.grown_bytes < RECYCLE_AFTER_GROWTH_BYTES / 2
     assert [line for line in log if line["event"].startswith("child")] == []
 
 
-async def test_pool_whose_children_cannot_start_says_so() -> None:
+async def test_children_that_cannot_start_raise_no_child() -> None:
     with capture_logs() as log, pytest.raises(TransientError) as caught:
         async with open_pool(Settings.model_construct(processes=2, job_timeout_s=60.0, child_max_bytes=1024)):
             pass
@@ -248,19 +247,19 @@ async def test_pool_whose_children_cannot_start_says_so() -> None:
     assert len(losses(log)) == 1
 
 
-async def test_kernel_kills_a_child_before_the_daemon_when_memory_runs_out(pool: Pool) -> None:
+async def test_children_are_killed_first_when_memory_runs_out(pool: Pool) -> None:
     scores = [int(Path(f"/proc/{pid}/oom_score_adj").read_text()) for pid in idle_pids(pool)]
     assert scores == [500, 500]
 
 
-async def test_runtime_error_of_a_job_is_not_taken_for_a_broken_pool(pool: Pool) -> None:
+async def test_runtime_error_of_a_job_reaches_the_caller(pool: Pool) -> None:
     with pytest.raises(RuntimeError, match="primitive"):
         await pool._call(60.0, fail)
     assert await pool._call(60.0, answer) == 42
 
 
-async def test_error_of_a_recording_comes_out_of_the_child_as_it_is(pool: Pool, tmp_path: Path) -> None:
+async def test_error_of_a_recording_reaches_the_caller(pool: Pool, tmp_path: Path) -> None:
     (tmp_path / "page.mp3").write_text("<html>")
     with pytest.raises(PermanentError) as caught:
-        await pool.split(tmp_path / "page.mp3", made(tmp_path / "out"), SplitParams(), SplitLimits())
+        await pool.split(tmp_path / "page.mp3", new_folder(tmp_path / "out"), SplitParams(), SplitLimits())
     assert caught.value.code == "not_audio"

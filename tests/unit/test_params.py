@@ -1,4 +1,4 @@
-"""Parameters and their digest: the same name for the same segments, another for any other."""
+"""Parameters and their digest."""
 
 import random
 from dataclasses import fields, replace
@@ -15,25 +15,25 @@ _OTHER: dict[str, Any] = {"threshold": 0.5, "neg_threshold": 0.2, "format": "wav
 
 
 def other(name: str) -> Any:
-    """Another value than the default one."""
+    """Return a value other than the default."""
     return _OTHER.get(name) or getattr(SplitParams(), name) + 1
 
 
 @pytest.mark.parametrize("name", FIELDS)
-def test_the_digest_changes_with_any_field(name: str) -> None:
+def test_digest_changes_with_any_field(name: str) -> None:
     changed = replace(SplitParams(), **{name: other(name)})
     assert changed.digest() != SplitParams().digest()
 
 
 @given(st.sets(st.sampled_from(FIELDS)), st.randoms())
-def test_the_digest_depends_on_the_values_alone(names: set[str], rng: random.Random) -> None:
+def test_digest_depends_only_on_the_values(names: set[str], rng: random.Random) -> None:
     values = [(name, other(name)) for name in sorted(names)]
     shuffled = rng.sample(values, len(values))
     assert SplitParams(**dict(values)).digest() == SplitParams(**dict(shuffled)).digest()
     assert (SplitParams(**dict(values)).digest() == SplitParams().digest()) == (not names)
 
 
-def test_the_digest_is_16_hex_digits() -> None:
+def test_digest_has_16_hex_digits() -> None:
     digest = SplitParams().digest()
     assert len(digest) == 16
     assert set(digest) <= set("0123456789abcdef")
@@ -52,6 +52,6 @@ def test_the_digest_is_16_hex_digits() -> None:
     ],
     ids=str,
 )
-def test_values_that_contradict_each_other_are_refused(values: dict[str, float]) -> None:
+def test_contradicting_values_are_refused(values: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(values))):
-        SplitParams(**values)  # type: ignore[arg-type]  # a str would be of `format` or `layout`
+        SplitParams(**values)  # type: ignore[arg-type]  # mypy expects the str of `format` and `layout`

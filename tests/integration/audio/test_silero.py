@@ -1,4 +1,4 @@
-"""The batched network gives what silero-vad's own model gives; where it cannot, that one is used."""
+"""The batched network gives the same results as silero-vad's own model, or else that model is used."""
 
 import os
 from collections.abc import Iterator
@@ -57,58 +57,58 @@ def _probabilities(network: Network, pcm: Pcm, step: int) -> Probabilities:
 def _check(folder: Path, scratch: Path, batched: Network, stepped: Network) -> int:
     checked = 0
     for path, pcm, probabilities in _decoded(folder, scratch, batched):
-        wanted = _probabilities(stepped, pcm, len(pcm))
-        assert len(probabilities) == len(wanted) == -(-len(pcm) // 512)
-        assert np.abs(probabilities - wanted).max() <= ALLOWED, path
+        expected = _probabilities(stepped, pcm, len(pcm))
+        assert len(probabilities) == len(expected) == -(-len(pcm) // 512)
+        assert np.abs(probabilities - expected).max() <= ALLOWED, path
         for threshold in (0.2, 0.3, 0.5):
-            ours, theirs = (
+            found, silero_s = (
                 get_speech_timestamps_from_probs(p.tolist(), threshold=threshold, audio_length_samples=len(pcm))
-                for p in (probabilities, wanted)
+                for p in (probabilities, expected)
             )
-            assert ours == theirs, path
+            assert found == silero_s, path
         checked += 1
     return checked
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_probabilities_and_timestamps_are_silero_s_on_every_real_recording(
+def test_real_recordings_give_silero_s_probabilities_and_timestamps(
     dev_data: Path, tmp_path: Path, batched: Network, stepped: Network
 ) -> None:
     assert _check(dev_data, tmp_path, batched, stepped) >= 90
 
 
 @pytest.mark.timeout(600)
-def test_probabilities_and_timestamps_are_silero_s_on_synthetic_speech(
+def test_synthetic_speech_gives_silero_s_probabilities_and_timestamps(
     samples: list[Path], tmp_path: Path, batched: Network, stepped: Network
 ) -> None:
     assert _check(samples[0].parents[1], tmp_path, batched, stepped) >= 1
 
 
-def test_the_result_does_not_depend_on_how_samples_come_or_on_what_came_before(batched: Network) -> None:
+def test_probabilities_do_not_depend_on_part_sizes_or_earlier_calls(batched: Network) -> None:
     pcm = (np.random.default_rng(3).normal(0, 4_000, 400_000) * np.sin(np.arange(400_000) / 9_000)).astype(np.int16)
-    wanted = _probabilities(batched, pcm, len(pcm))
+    expected = _probabilities(batched, pcm, len(pcm))
     for step in (1_000, 512, 65_536, 131_073):
-        assert np.array_equal(_probabilities(batched, pcm, step), wanted)
+        assert np.array_equal(_probabilities(batched, pcm, step), expected)
 
 
 @pytest.mark.parametrize("block_frames", [1, 7, 64, 1_024])
-def test_the_result_does_not_depend_on_the_block(
+def test_probabilities_do_not_depend_on_the_block_size(
     batched: Network, monkeypatch: pytest.MonkeyPatch, block_frames: int
 ) -> None:
     pcm = np.random.default_rng(4).normal(0, 4_000, 300_000).astype(np.int16)
-    wanted = _probabilities(batched, pcm, len(pcm))
+    expected = _probabilities(batched, pcm, len(pcm))
     monkeypatch.setattr("stt_async.audio.vad.VAD_BLOCK_FRAMES", block_frames)
-    assert np.abs(_probabilities(batched, pcm, len(pcm)) - wanted).max() < 1e-5
+    assert np.abs(_probabilities(batched, pcm, len(pcm)) - expected).max() < 1e-5
 
 
-def test_one_thread_is_used(batched: Network) -> None:
+def test_network_uses_one_thread(batched: Network) -> None:
     assert batched.name
     assert torch.get_num_threads() == 1
 
 
-class _Other(torch.nn.Module):
-    """What a later silero-vad may bring: other weights under the same names, or other names."""
+class _Unknown(torch.nn.Module):
+    """The network of a later silero-vad: other weights, names or shapes."""
 
     def __init__(self, weights: dict[str, torch.Tensor]) -> None:
         super().__init__()
@@ -127,7 +127,7 @@ class _Other(torch.nn.Module):
 
 
 @pytest.mark.parametrize("change", ["weights", "names", "shapes"])
-def test_another_network_in_silero_vad_means_its_own_path(
+def test_unknown_network_is_replaced_by_silero_s_own_model(
     change: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     weights = dict(load_stepped().model.state_dict())
@@ -138,14 +138,13 @@ def test_another_network_in_silero_vad_means_its_own_path(
         del weights[name]
     else:
         weights[name] = weights[name][:, :64]
-    other = SteppedNetwork(_Other(weights))
-    monkeypatch.setattr(silero, "load_stepped", lambda: other)
-    network = load_network()
-    assert network.name == "silero-jit"
-    assert "own path" in caplog.text
+    unknown = SteppedNetwork(_Unknown(weights))
+    monkeypatch.setattr(silero, "load_stepped", lambda: unknown)
+    assert load_network().name == "silero-jit"
+    assert "using its own, slower model" in caplog.text
 
 
-def test_the_probe_moves_the_probabilities(batched: Network) -> None:
+def test_probe_gives_low_and_high_probabilities(batched: Network) -> None:
     with torch.inference_mode():
         probabilities, _ = batched.forward(silero._probe(), batched.start())
     assert probabilities.min() < 0.1

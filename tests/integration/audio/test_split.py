@@ -1,4 +1,4 @@
-"""The door to audio/, with the real network: what lies on disk is what the result says."""
+"""`audio.split.split` with the real network: its result describes the files on disk."""
 
 import errno
 import hashlib
@@ -48,7 +48,9 @@ def out_dir(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("layout", ["objects", "tar"])
 @pytest.mark.parametrize("audio_format", ["flac", "wav"])
-def test_segments_are_what_the_result_says(speech: Path, out_dir: Path, layout: Layout, audio_format: Format) -> None:
+def test_result_describes_the_segments_on_disk(
+    speech: Path, out_dir: Path, layout: Layout, audio_format: Format
+) -> None:
     params = SplitParams(layout=layout, format=audio_format)
     result = split(speech, out_dir, params)
     assert result.segments
@@ -57,7 +59,7 @@ def test_segments_are_what_the_result_says(speech: Path, out_dir: Path, layout: 
     assert result.versions["vad"] == "batched"
 
 
-def test_the_same_recording_gives_the_same_segments(speech: Path, tmp_path: Path) -> None:
+def test_split_is_repeatable(speech: Path, tmp_path: Path) -> None:
     results = []
     for name in ("first", "second"):
         (tmp_path / name).mkdir()
@@ -67,7 +69,7 @@ def test_the_same_recording_gives_the_same_segments(speech: Path, tmp_path: Path
 
 @pytest.mark.timeout(600)
 def test_every_real_recording_has_segments_or_a_reason(dev_data: Path, tmp_path: Path) -> None:
-    refused, sentences = set(), set()
+    refused, reasons = set(), set()
     for path in sorted(dev_data.rglob("*.*")):
         if path.suffix in {".csv", ".rttm", ".uem", ".TextGrid", ".segments"}:
             continue
@@ -77,10 +79,10 @@ def test_every_real_recording_has_segments_or_a_reason(dev_data: Path, tmp_path:
             _check(split(path, out_dir, PARAMS), out_dir)
         except PermanentError as error:
             refused.add(path.name if "malformed" not in path.parts else "")
-            sentences.add(error.message)
+            reasons.add(error.message)
         assert not list(out_dir.glob("tmp*"))
     assert refused == {"", "pydub_test1_empty.wav", "tinytag_multiple_images.mp3"}
-    assert all(sentences)
+    assert all(reasons)
 
 
 def test_one_sentence_in_eight_containers_gives_the_same_segments(dev_data: Path, tmp_path: Path) -> None:
@@ -92,7 +94,7 @@ def test_one_sentence_in_eight_containers_gives_the_same_segments(dev_data: Path
     assert np.ptp(np.array(found), axis=0).max() < 0.15
 
 
-def test_silence_is_a_result_without_segments(tmp_path: Path, out_dir: Path) -> None:
+def test_silence_gives_a_result_without_segments(tmp_path: Path, out_dir: Path) -> None:
     sf.write(tmp_path / "a.wav", np.zeros(5 * SAMPLE_RATE_HZ, np.int16), SAMPLE_RATE_HZ)
     layouts: tuple[Layout, ...] = ("objects", "tar")
     for layout in layouts:
@@ -103,18 +105,18 @@ def test_silence_is_a_result_without_segments(tmp_path: Path, out_dir: Path) -> 
 
 
 @pytest.mark.parametrize("samples", [1, 511, 512, 513, 30 * SAMPLE_RATE_HZ, 30 * SAMPLE_RATE_HZ + 1])
-def test_any_number_of_samples(tmp_path: Path, out_dir: Path, samples: int) -> None:
+def test_any_number_of_samples_is_decoded(tmp_path: Path, out_dir: Path, samples: int) -> None:
     sf.write(tmp_path / "a.wav", np.random.default_rng(0).normal(0, 0.1, samples), SAMPLE_RATE_HZ)
     assert split(tmp_path / "a.wav", out_dir, PARAMS).recording.decoded_duration_s == samples / SAMPLE_RATE_HZ
 
 
-def test_an_empty_file_is_refused(tmp_path: Path, out_dir: Path) -> None:
+def test_empty_file_is_refused(tmp_path: Path, out_dir: Path) -> None:
     (tmp_path / "a.mp3").touch()
     with pytest.raises(PermanentError, match="empty_file"):
         split(tmp_path / "a.mp3", out_dir, PARAMS)
 
 
-def test_a_limit_leaves_nothing_behind(speech: Path, out_dir: Path) -> None:
+def test_recording_over_a_limit_leaves_no_files(speech: Path, out_dir: Path) -> None:
     with pytest.raises(PermanentError, match="too_long"):
         split(speech, out_dir, PARAMS, SplitLimits(max_decoded_s=1))
     assert not list(out_dir.iterdir())
@@ -137,18 +139,18 @@ class _Full:
         self._file.close()
 
 
-def test_a_full_disk_is_transient_and_leaves_nothing_behind(
+def test_full_disk_is_transient_and_leaves_no_files(
     speech: Path, out_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     warm_up()
     real = tempfile.TemporaryFile
-    monkeypatch.setattr("tempfile.TemporaryFile", lambda dir: _Full(real(dir=dir)))  # noqa: A006 - its name there
+    monkeypatch.setattr("tempfile.TemporaryFile", lambda dir: _Full(real(dir=dir)))  # noqa: A006 - the name of the real parameter
     with pytest.raises(TransientError, match="disk_full"):
         split(speech, out_dir, PARAMS)
     assert not list(out_dir.iterdir())
 
 
-# Not ru_maxrss, which a process takes over from the one that started it.
+# Not ru_maxrss, which a process inherits from its parent.
 _PEAK = """
 import sys
 from pathlib import Path
@@ -181,5 +183,5 @@ def test_memory_does_not_grow_with_the_length(tmp_path: Path, out_dir: Path) -> 
             file.truncate(len(header) + data_bytes)
         peaks.append(_peak_mb(path, out_dir))
     assert peaks[1] < 450
-    # What the longer one has more is 334 MB of samples.
+    # The longer recording has 334 MB more of samples.
     assert peaks[1] - peaks[0] < 25

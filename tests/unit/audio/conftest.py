@@ -1,4 +1,4 @@
-"""Recordings made on the spot: a voice-like sound in any container that the libraries can write."""
+"""Writes test recordings in any container that the libraries can encode."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +22,7 @@ _FFMPEG_CODECS = {
 
 @pytest.fixture
 def tone() -> NDArray[np.float32]:
-    """3 s at 44.1 kHz, (frames, 2): a tone of 440 Hz that swells, the right channel softer."""
+    """3 s at 44.1 kHz, (frames, 2): a tone of 440 Hz that rises and falls, softer on the right channel."""
     seconds = np.arange(3 * 44_100) / 44_100
     left = 0.5 * np.sin(2 * np.pi * 440 * seconds) * np.sin(np.pi * seconds / 3)
     return np.stack((left, 0.6 * left), 1).astype(np.float32)
@@ -30,7 +30,7 @@ def tone() -> NDArray[np.float32]:
 
 @pytest.fixture
 def write(tmp_path: Path) -> Write:
-    """Write (frames, channels) samples to a file; its suffix says in which format."""
+    """Write (frames, channels) samples to a file in the format of its suffix."""
 
     def write_to(name: str, samples: NDArray[np.float32], rate_hz: int) -> Path:
         path = tmp_path / name

@@ -1,4 +1,4 @@
-"""Segments on disk: the same bytes every time, names by content, a tar that WebDataset reads."""
+"""Segments on disk: repeatable bytes, names by content, a tar that WebDataset reads."""
 
 import hashlib
 import io
@@ -20,7 +20,7 @@ def pcm() -> Pcm:
 
 
 @pytest.mark.parametrize("audio_format", ["flac", "wav"])
-def test_encoding_is_lossless_and_the_same_every_time(pcm: Pcm, audio_format: Format) -> None:
+def test_encoding_is_lossless_and_repeatable(pcm: Pcm, audio_format: Format) -> None:
     data = encode(pcm, audio_format)
     assert data == encode(pcm, audio_format)
     back, rate_hz = sf.read(io.BytesIO(data), dtype="int16")
@@ -49,7 +49,7 @@ def _tar(folder: Path, members: list[bytes]) -> tuple[Path, list[int]]:
     return path, [item.tar_offset or 0 for item in stored]
 
 
-def test_tar_members_lie_where_the_offsets_say(tmp_path: Path) -> None:
+def test_tar_offsets_address_the_members(tmp_path: Path) -> None:
     members = [bytes([number]) * size for number, size in enumerate([1, 511, 512, 513, 70_000])]
     path, offsets = _tar(tmp_path, members)
     data = path.read_bytes()
@@ -60,7 +60,7 @@ def test_tar_members_lie_where_the_offsets_say(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_tar_headers_tell_nothing_of_when_where_and_by_whom(tmp_path: Path) -> None:
+def test_same_segments_give_the_same_tar_bytes(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
     first, _ = _tar(tmp_path / "a", [b"x" * 100, b"y"])
@@ -71,13 +71,13 @@ def test_tar_headers_tell_nothing_of_when_where_and_by_whom(tmp_path: Path) -> N
         assert {(info.mtime, info.uid, info.gid, info.uname) for info in tar} == {(0, 0, 0, "")}
 
 
-def test_an_empty_tar_is_not_kept(tmp_path: Path) -> None:
+def test_tar_without_members_is_not_written(tmp_path: Path) -> None:
     with tar_in(tmp_path) as store:
         assert store.finish() is None
     assert not list(tmp_path.iterdir())
 
 
-def test_a_failure_leaves_no_part_of_a_tar(tmp_path: Path) -> None:
+def test_failure_leaves_no_partial_tar(tmp_path: Path) -> None:
     def fail() -> None:
         with tar_in(tmp_path) as store:
             store.add(1, b"x", "flac")

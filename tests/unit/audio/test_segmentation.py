@@ -1,4 +1,4 @@
-"""The rules of segmentation hold for any probabilities; the cuts fall where a listener would put them."""
+"""The rules of segmentation hold for any probabilities, and cuts are where a listener would put them."""
 
 from dataclasses import replace
 
@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stt_async.audio.cuts import cut_points, runs
+from stt_async.audio.cuts import cut_points
 from stt_async.audio.segmentation import Plan, plan, speech_runs
 from stt_async.audio.stream import FRAME_SAMPLES, Probabilities
 from stt_async.params import SAMPLE_RATE_HZ, SplitParams
@@ -17,7 +17,7 @@ FRAMES_PER_S = SAMPLE_RATE_HZ / FRAME_SAMPLES
 
 
 def _stretches(*stretches: tuple[float, float]) -> Probabilities:
-    """Probabilities from (seconds, level) pairs."""
+    """Return probabilities for (seconds, level) pairs."""
     return np.concatenate([np.full(round(s * FRAMES_PER_S), level, np.float32) for s, level in stretches])
 
 
@@ -53,7 +53,7 @@ def recordings(draw: st.DrawFn) -> tuple[Probabilities, int]:
 
 @settings(max_examples=300, deadline=None)
 @given(recordings(), st.one_of(st.just(PARAMS), params_of_all_kinds))
-def test_segments_are_ordered_bounded_and_hold_all_speech_but_what_is_counted(
+def test_segments_are_ordered_bounded_and_hold_all_speech_not_dropped(
     recording: tuple[Probabilities, int], params: SplitParams
 ) -> None:
     probabilities, samples = recording
@@ -79,7 +79,7 @@ def test_segments_are_ordered_bounded_and_hold_all_speech_but_what_is_counted(
 
 @settings(max_examples=100, deadline=None)
 @given(recordings())
-def test_forced_cuts_lose_and_double_nothing(recording: tuple[Probabilities, int]) -> None:
+def test_forced_cuts_leave_no_gap_and_no_overlap(recording: tuple[Probabilities, int]) -> None:
     probabilities, samples = recording
     found = plan(probabilities, samples, replace(PARAMS, max_speech_duration_s=5))
     for span, following in zip(found.spans, found.spans[1:], strict=False):
@@ -90,7 +90,7 @@ def test_forced_cuts_lose_and_double_nothing(recording: tuple[Probabilities, int
 
 @settings(max_examples=100, deadline=None)
 @given(recordings())
-def test_speech_runs_are_those_of_silero(recording: tuple[Probabilities, int]) -> None:
+def test_speech_runs_start_and_end_at_silero_s_thresholds(recording: tuple[Probabilities, int]) -> None:
     probabilities, _ = recording
     for start, end in speech_runs(probabilities, len(probabilities) * FRAME_SAMPLES, PARAMS) // FRAME_SAMPLES:
         assert probabilities[start] >= PARAMS.threshold
@@ -114,25 +114,25 @@ def test_speech_is_padded_on_both_sides_within_the_recording() -> None:
     assert (whole.start, whole.end, whole.end_reason) == (0, 4 * SAMPLE_RATE_HZ, "end")
 
 
-def test_exactly_the_maximum_is_one_segment_and_one_frame_more_is_two() -> None:
+def test_one_frame_over_the_maximum_makes_two_segments() -> None:
     frames = int(30 * FRAMES_PER_S)
     assert len(_plan(np.ones(frames, np.float32)).spans) == 1
     assert len(_plan(np.ones(frames + 1, np.float32)).spans) == 2
 
 
-def test_padding_gives_way_before_speech_is_cut() -> None:
+def test_padding_shrinks_before_speech_is_cut() -> None:
     spans = _plan(_stretches((2, 0.0), (29.7, 0.9), (2, 0.0))).spans
     assert len(spans) == 1
     assert spans[0].end - spans[0].start == 30 * SAMPLE_RATE_HZ
 
 
-def test_short_runs_are_joined_to_a_neighbour_instead_of_dropped() -> None:
+def test_short_run_is_joined_to_a_neighbour() -> None:
     found = _plan(_stretches((3, 0.0), (0.2, 0.9), (1.0, 0.0), (3, 0.9), (3, 0.0)))
     assert len(found.spans) == 1
     assert found.dropped_runs == 0
 
 
-def test_a_lone_short_run_is_dropped_and_counted() -> None:
+def test_lone_short_run_is_dropped_and_counted() -> None:
     found = _plan(_stretches((5, 0.0), (0.2, 0.9), (5, 0.0), (3, 0.9), (3, 0.0)))
     assert len(found.spans) == 1
     assert found.dropped_runs == 1
@@ -144,33 +144,33 @@ def test_runs_are_not_joined_beyond_the_target() -> None:
     assert len(_plan(_stretches((long_run, 0.9), (1.2, 0.0), (long_run, 0.9))).spans) == 2
 
 
-def test_what_alone_would_be_dropped_goes_to_a_neighbour_beyond_the_target() -> None:
+def test_short_run_is_joined_even_beyond_the_target() -> None:
     found = _plan(_stretches((PARAMS.target_duration_s + 5, 0.9), (1.2, 0.0), (0.2, 0.9), (5, 0.0)))
     assert len(found.spans) == 1
     assert found.dropped_runs == 0
 
 
-def test_a_cut_falls_in_the_pause_not_at_the_midpoint() -> None:
+def test_cut_is_in_the_pause_not_at_the_midpoint() -> None:
     probabilities = _stretches((12, 0.9), (0.3, 0.05), (25, 0.9))
     (cut,) = cut_points(probabilities, 0, len(probabilities) * FRAME_SAMPLES, PARAMS)
     assert 12 * SAMPLE_RATE_HZ < cut < 12.3 * SAMPLE_RATE_HZ
 
 
-def test_the_longer_of_two_pauses_is_taken() -> None:
+def test_cut_is_in_the_longer_of_two_pauses() -> None:
     probabilities = _stretches((15, 0.9), (0.15, 0.05), (5, 0.9), (0.5, 0.05), (18, 0.9))
     (cut,) = cut_points(probabilities, 0, len(probabilities) * FRAME_SAMPLES, PARAMS)
     assert 20.15 * SAMPLE_RATE_HZ < cut < 20.65 * SAMPLE_RATE_HZ
 
 
-def test_cuts_are_chosen_together() -> None:
-    # Greedy: the last pause before 30 s is at 29 s, and then none within the next 30 s. Together: 20 s and 48 s.
+def test_cuts_are_chosen_together_not_greedily() -> None:
+    # A greedy rule would cut at 29 s, the last pause before 30 s, and find none in the next 30 s. Better: 20 and 48 s.
     probabilities = _stretches((20, 0.9), (0.2, 0.05), (8.8, 0.9), (0.5, 0.05), (18.5, 0.9), (0.2, 0.05), (29, 0.9))
     probabilities[round(47.9 * FRAMES_PER_S) : round(48.3 * FRAMES_PER_S)] = 0.05
     cuts = cut_points(probabilities, 0, len(probabilities) * FRAME_SAMPLES, PARAMS)
     assert all(probabilities[cut // FRAME_SAMPLES] < 0.1 for cut in cuts)
 
 
-def test_without_a_pause_the_least_probable_frame_is_cut() -> None:
+def test_cut_without_a_pause_is_in_the_least_probable_frame() -> None:
     probabilities = _stretches((40, 0.9))
     weakest = round(17 * FRAMES_PER_S)
     probabilities[weakest] = 0.4
@@ -178,18 +178,13 @@ def test_without_a_pause_the_least_probable_frame_is_cut() -> None:
     assert cut // FRAME_SAMPLES == weakest
 
 
-def test_a_pause_under_100_ms_is_no_pause() -> None:
+def test_pause_under_98_ms_is_ignored() -> None:
     probabilities = _stretches((10, 0.9), (0.064, 0.01), (12, 0.9), (0.128, 0.2), (12, 0.9))
     (cut,) = cut_points(probabilities, 0, len(probabilities) * FRAME_SAMPLES, PARAMS)
     assert cut / SAMPLE_RATE_HZ == pytest.approx(22.1, abs=0.1)
 
 
-def test_twelve_hours_of_speech_without_a_pause() -> None:
+def test_twelve_hours_of_speech_without_a_pause_are_cut() -> None:
     found = _plan(np.full(int(12 * 3600 * FRAMES_PER_S), 0.99, np.float32))
     assert found.speech_samples == found.spans[-1].end
     assert max(span.end - span.start for span in found.spans) <= 30 * SAMPLE_RATE_HZ
-
-
-def test_runs_are_the_stretches_of_true() -> None:
-    starts, ends = runs(np.array([True, False, True, True]))
-    assert (starts.tolist(), ends.tolist()) == ([0, 2], [1, 4])
