@@ -1,4 +1,4 @@
-"""What asyncio lacks: work finished although we are cancelled, many tasks with one error, the first of several."""
+"""What asyncio lacks: work that survives cancellation, many tasks with one error, the first of several."""
 
 import asyncio
 from collections.abc import Coroutine, Iterable, Sequence
@@ -8,9 +8,9 @@ T = TypeVar("T")
 
 
 async def finish_despite_cancel(work: Coroutine[Any, Any, T]) -> T:
-    """Await `work` to its end even when cancelled meanwhile; the cancellation is raised afterwards.
+    """Await `work` to its end even if this task is cancelled meanwhile; then raise the cancellation.
 
-    For what must not stay half done: deleting or releasing a message, aborting an upload. Bound it by a timeout.
+    For work that must not stay half done: settling a message, aborting an upload. Give it a timeout.
     """
     task = asyncio.create_task(work)
     cancelled: asyncio.CancelledError | None = None
@@ -26,21 +26,21 @@ async def finish_despite_cancel(work: Coroutine[Any, Any, T]) -> T:
 
 
 async def gather_or_cancel(works: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
-    """Await all, at once, and return their results in order; when one fails, cancel the rest and raise its error."""
+    """Run all at once and return their results in order; if one fails, cancel the others and raise its error."""
     tasks = [asyncio.create_task(work) for work in works]
     done = await _race(tasks, asyncio.FIRST_EXCEPTION)
     return [task.result() for task in done]
 
 
 async def first_of(*works: Coroutine[Any, Any, object]) -> None:
-    """Await all, at once, until the first ends; cancel the others. Its error, if any, is raised."""
+    """Run all at once until the first ends, then cancel the others; raise the error of the first, if it failed."""
     tasks = [asyncio.create_task(work) for work in works]
     for task in await _race(tasks, asyncio.FIRST_COMPLETED):
         task.result()
 
 
 async def run_unless(event: Coroutine[Any, Any, object], work: Coroutine[Any, Any, T]) -> T | None:
-    """Await `work` and return what it returns; if `event` ends first, cancel it and return None."""
+    """Return the result of `work`; if `event` ends first, cancel `work` and return None."""
     working = asyncio.create_task(work)
     try:
         await first_of(asyncio.wait({working}), event)
@@ -51,10 +51,10 @@ async def run_unless(event: Coroutine[Any, Any, object], work: Coroutine[Any, An
 
 
 async def _race(tasks: Sequence[asyncio.Task[T]], return_when: str) -> list[asyncio.Task[T]]:
-    """Wait as asyncio.wait does and return, in order, those that ended; cancel the others, and see them end.
+    """Wait like asyncio.wait and return the tasks that ended, in order; cancel the others and await their end.
 
-    Not a TaskGroup: in 3.11 an error, even one of its clean-up, stands in there for our own cancellation, and the
-    cancellation that it sends itself is never taken back (`Task.cancelling` stays above 0).
+    Not a TaskGroup: in 3.11 it raises an error, even of a clean-up, instead of a cancellation from outside, and never
+    uncancels the task that it cancelled (`Task.cancelling` stays above 0).
     """
     if not tasks:
         return []
@@ -68,5 +68,5 @@ async def _race(tasks: Sequence[asyncio.Task[T]], return_when: str) -> list[asyn
 
 
 async def _ended(tasks: Sequence[asyncio.Task[Any]]) -> None:
-    """Return when all have ended; what they raise is seen, so that nothing complains of it later."""
+    """Return when all have ended. Their errors are retrieved, so asyncio does not log them."""
     await asyncio.gather(*tasks, return_exceptions=True)

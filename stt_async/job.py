@@ -1,4 +1,4 @@
-"""What comes in: a job, parsed and checked from the body of a message."""
+"""Jobs: parsed from the body of a message, and validated."""
 
 import hashlib
 import json
@@ -17,23 +17,23 @@ MAX_BODY_BYTES = 64 * 1024
 MAX_METADATA_BYTES = 8 * 1024
 MAX_KEY_BYTES = 1024
 MAX_PREFIX_BYTES = 900
-"""S3 keys end at 1024 bytes; this leaves room for the longest object name below the prefix."""
+"""S3 keys have at most 1024 bytes; this leaves room for the longest object name below the prefix."""
 
 AUDIO_SUFFIXES = frozenset(
     {".3gp", ".aac", ".aif", ".aifc", ".aiff", ".amr", ".au", ".flac", ".m4a", ".mka", ".mkv", ".mp3", ".mp4"}
     | {".oga", ".ogg", ".opus", ".sph", ".wav", ".webm", ".wma"}
 )
-"""What counts as a recording when a bucket or a folder is listed; whether it is one shows when it is decoded."""
+"""Suffixes of recordings in a listing. Only decoding shows whether an object is one."""
 
 MAX_REASON_CHARACTERS = 1000
-"""A body of 64 KB can be wrong in thousands of places; log lines and message attributes end somewhere."""
+"""Bound on a reason: a body of 64 KiB can have thousands of errors."""
 
 RESERVED_PREFIXES = ("releases/", "failures/")
-"""Of the output bucket: what the fleet keeps there for itself."""
+"""Prefixes in the output bucket that no job may write to: the fleet's own objects."""
 
 
-def _printable(text: str) -> str:
-    """Refuse what hides in a log or a terminal: control characters, and those that turn the writing direction."""
+def _require_printable(text: str) -> str:
+    """Refuse characters that hide text in a log or a terminal: control characters, and controls of the direction."""
     for character in text:
         if unicodedata.category(character) == "Cc" or unicodedata.bidirectional(character) in _BIDI_CONTROLS:
             raise ValueError(f"holds the character U+{ord(character):04X}, which is not allowed in a name")
@@ -43,13 +43,13 @@ def _printable(text: str) -> str:
 _BIDI_CONTROLS = frozenset({"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"})
 
 
-def _source_key(key: str) -> str:
+def _require_key_length(key: str) -> str:
     if len(key.encode()) > MAX_KEY_BYTES:
         raise ValueError(f"has {len(key.encode())} bytes, more than the {MAX_KEY_BYTES} that S3 allows")
     return key
 
 
-def _output_prefix(prefix: str) -> str:
+def _normalize_prefix(prefix: str) -> str:
     bare = prefix.removesuffix("/")
     if len(bare.encode()) > MAX_PREFIX_BYTES:
         raise ValueError(f"has {len(bare.encode())} bytes; {MAX_PREFIX_BYTES} is the most")
@@ -60,36 +60,36 @@ def _output_prefix(prefix: str) -> str:
     return f"{bare}/"
 
 
-def _small(metadata: dict[str, Any]) -> dict[str, Any]:
+def _require_small_json(metadata: dict[str, Any]) -> dict[str, Any]:
     try:
         written = orjson.dumps(metadata)
     except orjson.JSONEncodeError as error:
         raise ValueError(f"cannot be written back as JSON: {error}") from error
     if len(written) > MAX_METADATA_BYTES:
         raise ValueError(f"has {len(written)} bytes; {MAX_METADATA_BYTES} is the most")
-    if orjson.loads(written) != metadata:  # 1e999 is a JSON number, and is read as one that JSON has not: infinity
-        raise ValueError("holds a value that would not come back from JSON as it is")
+    if orjson.loads(written) != metadata:  # json.loads reads the valid JSON number 1e999 as infinity
+        raise ValueError("holds a number that is too large for JSON, such as 1e999")
     return metadata
 
 
-Name = Annotated[str, Field(min_length=1), AfterValidator(_printable)]
+Name = Annotated[str, Field(min_length=1), AfterValidator(_require_printable)]
 
 
 class SplitJob(BaseModel):
-    """A recording to split. The flat message of `stt-split-jobs`, and its older form with `raw_audio_path`."""
+    """A recording to split. Messages are flat, or in the older form with `raw_audio_path`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     job_id: Annotated[Name, Field(max_length=200)]
     source_type: Literal["minio", "s3"] = "minio"
     source_bucket: Name
-    source_key: Annotated[Name, AfterValidator(_source_key)]
+    source_key: Annotated[Name, AfterValidator(_require_key_length)]
     source_size: int | None = Field(None, ge=0)
     source_etag: Annotated[str, Field(max_length=200)] | None = None
     output_bucket: Name
-    output_prefix: Annotated[Name, AfterValidator(_output_prefix)]
+    output_prefix: Annotated[Name, AfterValidator(_normalize_prefix)]
     max_duration: float | None = Field(None, ge=2, le=LONGEST_SEGMENT_S)
-    metadata: Annotated[dict[str, Any], AfterValidator(_small)] = Field(default_factory=dict)
+    metadata: Annotated[dict[str, Any], AfterValidator(_require_small_json)] = Field(default_factory=dict)
     replace: bool = False
 
     @model_validator(mode="before")
@@ -102,7 +102,7 @@ class SplitJob(BaseModel):
         if not isinstance(path, str) or "/" not in path:
             raise ValueError(f"raw_audio_path is {path!r}, not BUCKET/KEY")
         if clash := {"source_type", "source_bucket", "source_key"} & flat.keys():
-            raise ValueError(f"raw_audio_path and {', '.join(sorted(clash))} stand in one message")
+            raise ValueError(f"raw_audio_path and {', '.join(sorted(clash))} are in one message")
         bucket, key = path.split("/", 1)
         return {**flat, "source_bucket": bucket, "source_key": key}
 
@@ -112,10 +112,10 @@ class SplitJob(BaseModel):
         return f"{self.source_bucket}/{self.source_key}"
 
     def params(self, defaults: SplitParams) -> SplitParams:
-        """Return the parameters of this job: the settings', with its own `max_duration` if it has one.
+        """Return the parameters of this job: the defaults, and its own `max_duration` if it has one.
 
         Raises:
-            PermanentError: `invalid_job`, they contradict each other.
+            PermanentError: `invalid_job`, the parameters contradict each other.
         """
         if self.max_duration is None:
             return defaults
@@ -125,7 +125,7 @@ class SplitJob(BaseModel):
             raise PermanentError("invalid_job", f"max_duration: {error}") from error
 
     def body(self) -> str:
-        """Return the message body, in the flat form."""
+        """Return the message body in the flat form."""
         return self.model_dump_json(exclude_none=True)
 
 
@@ -133,8 +133,8 @@ def parse_split_job(body: str, *, output_bucket: str, source_buckets: Iterable[s
     """Parse a message body.
 
     Args:
-        body: JSON, in either form. The older form names no output bucket and means `output_bucket`.
-        output_bucket: The one bucket this worker writes to.
+        body: JSON in either form. The older form names no output bucket; it means `output_bucket`.
+        output_bucket: The only bucket that this worker writes to.
         source_buckets: Buckets that a job may read from.
 
     Raises:
@@ -143,7 +143,7 @@ def parse_split_job(body: str, *, output_bucket: str, source_buckets: Iterable[s
     if (size := len(body.encode(errors="surrogatepass"))) > MAX_BODY_BYTES:
         raise PermanentError("invalid_job", f"the message has {size} bytes; {MAX_BODY_BYTES} is the most")
     try:
-        data = json.loads(body, object_pairs_hook=_without_twins, parse_constant=_no_constant)
+        data = json.loads(body, object_pairs_hook=_unique_names, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         raise PermanentError("invalid_job", f"the message is not JSON: {error}") from error
     if isinstance(data, dict):
@@ -154,14 +154,14 @@ def parse_split_job(body: str, *, output_bucket: str, source_buckets: Iterable[s
         reasons = "; ".join(_sentence(e) for e in error.errors())
         raise _invalid(reasons) from error
     if job.output_bucket != output_bucket:
-        raise _invalid(f"output_bucket: this worker writes to {output_bucket!r} alone; it is {job.output_bucket!r}")
+        raise _invalid(f"output_bucket: this worker writes only to {output_bucket!r}, not to {job.output_bucket!r}")
     if job.source_bucket not in (allowed := sorted(source_buckets)):
-        raise _invalid(f"source_bucket: the allowed are {', '.join(allowed)}; it is {job.source_bucket!r}")
+        raise _invalid(f"source_bucket: jobs may read from {', '.join(allowed)}, not from {job.source_bucket!r}")
     return job
 
 
 def split_job_id(source_bucket: str, source_key: str, params: SplitParams) -> str:
-    """Return the identity of a split job: the same recording with the same parameters is the same job."""
+    """Return the id of a split job: the same recording with the same parameters has the same id."""
     name = f"{source_bucket}\0{source_key}\0{params.digest()}"
     return f"split-{hashlib.sha256(name.encode()).hexdigest()[:24]}"
 
@@ -176,12 +176,12 @@ def _sentence(error: Any) -> str:
     return f"{path}: {message}" if path else message
 
 
-def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     data = dict(pairs)
     if len(data) < len(pairs):
         raise ValueError("an object has the same name twice")
     return data
 
 
-def _no_constant(name: str) -> Any:
+def _refuse_constant(name: str) -> Any:
     raise ValueError(f"{name} is not a JSON number")

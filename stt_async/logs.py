@@ -15,22 +15,22 @@ import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
 MOST_BYTES = 1024**2
-"""Of lines on their way to a sink that does not take them: about as many as a busy worker writes in ten minutes."""
+"""Bound on unwritten lines: about ten minutes of a busy worker's log."""
 
 MOST_CHARACTERS = 4000
-"""Of a text in a line, as what a server says of an error: journald cuts a line at 48 KB (`LineMax=`), and half an
-object is none."""
+"""Bound on a text in a line, such as a server's error page: journald cuts lines at 48 KB (`LineMax=`), and a cut JSON
+object is unreadable."""
 
 FLUSH_TIMEOUT_S = 2.0
-"""For what is still on its way at the end."""
+"""For unwritten lines at the end."""
 
 _log = structlog.get_logger()
 
 
 def configure(level: int) -> None:
-    """Set up structlog for this process, from `logging`'s `level` upward; who logs, writes.
+    """Set up structlog for this process, from `logging`'s `level` upward. The calling thread writes each line.
 
-    Events are `snake_case` past tense; what is bound stands in each line.
+    Events are `snake_case` in the past tense; each line includes the bound fields.
     """
     structlog.configure(
         processors=_processors(),
@@ -41,26 +41,26 @@ def configure(level: int) -> None:
 
 @contextmanager
 def in_background(level: int, *additions: Processor) -> Iterator[None]:
-    """Log as `configure` says, but let a thread write: nobody who logs ever waits for stderr, or sees it fail.
+    """Log like `configure`, but write from a thread: logging never waits for stderr, and never fails with it.
 
-    The warnings of libraries, asyncio's own errors among them, become lines, too. At the end of the block what is on
-    its way is written, for `FLUSH_TIMEOUT_S` at most.
+    Warnings of libraries and asyncio's errors become log lines, too. The end of the block waits up to
+    `FLUSH_TIMEOUT_S` for unwritten lines.
 
     Args:
-        level: As `logging` names it.
-        additions: What else makes up a line, if it is for machines.
+        level: One of `logging`'s.
+        additions: Further processors for JSON lines.
     """
     processors = _processors(*additions)
     wrapper = structlog.make_filtering_bound_logger(level)
 
-    def told(dropped: int) -> bytes:
+    def report(dropped: int) -> bytes:
         log = structlog.wrap_logger(structlog.ReturnLogger(), processors, wrapper)
         line: bytes = log.warning("log_lines_dropped", lines=dropped)
         return line
 
     before = structlog.get_config()
-    writer = Writer(sys.stderr.fileno(), most_bytes=MOST_BYTES, told=told)
-    libraries = _Libraries(logging.WARNING)
+    writer = Writer(sys.stderr.fileno(), most_bytes=MOST_BYTES, report=report)
+    libraries = _LibraryHandler(logging.WARNING)
     structlog.configure(processors=processors, wrapper_class=wrapper, logger_factory=lambda *_: writer)
     logging.getLogger().addHandler(libraries)
     try:
@@ -72,33 +72,34 @@ def in_background(level: int, *additions: Processor) -> Iterator[None]:
 
 
 class Writer:
-    """Writes lines to a file descriptor from a thread of its own: a sink that blocks or fails costs lines, not time.
+    """Writes lines to a file descriptor from its own thread: a sink that blocks or fails costs lines, not time.
 
-    Order is kept, and a line is one write. What finds no room, or is refused by the sink, is dropped and counted; the
-    next line that gets through brings the count with it, in a line before it.
+    Lines keep their order, and each is one write. Lines beyond `most_bytes`, and lines that the sink refuses, are
+    dropped and counted. A report of the count precedes the next line that is written.
 
     Args:
         fd: The sink.
-        most_bytes: Of lines on their way.
-        told: Makes the line that tells how many were dropped.
+        most_bytes: Bound on unwritten lines.
+        report: Returns the line that reports the number of dropped lines.
     """
 
-    def __init__(self, fd: int, *, most_bytes: int, told: Callable[[int], bytes]) -> None:
+    def __init__(self, fd: int, *, most_bytes: int, report: Callable[[int], bytes]) -> None:
         self._fd = fd
         self._most_bytes = most_bytes
-        self._told = told
+        self._report = report
         self._lines: deque[tuple[bytes, int]] = deque()
-        """Each with how many were dropped before it."""
+        """Each line, and the number of lines dropped before it."""
         self._lines_bytes = 0
         self._dropped = 0
         self._closing = False
         self._changed = Condition()
         self._torn = False
+        """Whether the last write ended within a line."""
         self._thread = Thread(target=self._run, name="log-writer", daemon=True)
         self._thread.start()
 
     def write(self, line: bytes) -> None:
-        """Hand over a line, without its newline; never waits for the sink."""
+        """Queue a line, without its newline. Never waits for the sink."""
         with self._changed:
             if self._lines_bytes + len(line) > self._most_bytes:
                 self._dropped += 1
@@ -109,10 +110,10 @@ class Writer:
             self._changed.notify()
 
     debug = info = warning = error = critical = exception = write
-    """What structlog calls."""
+    """The methods that structlog calls."""
 
     def close(self, timeout_s: float) -> None:
-        """Wait until all is written, but no longer than `timeout_s`; what is handed over later is lost."""
+        """Wait up to `timeout_s` until all lines are written. Lines queued later are lost."""
         with self._changed:
             self._closing = True
             self._changed.notify()
@@ -121,12 +122,12 @@ class Writer:
     def _run(self) -> None:
         while (entry := self._next()) is not None:
             line, dropped = entry
-            lines = [self._told(dropped), line] if dropped else [line]
+            lines = [self._report(dropped), line] if dropped else [line]
             if not self._put(b"".join(each + b"\n" for each in lines)):
                 with self._changed:
                     self._dropped += dropped + 1
         if self._dropped:
-            self._put(self._told(self._dropped) + b"\n")
+            self._put(self._report(self._dropped) + b"\n")
 
     def _next(self) -> tuple[bytes, int] | None:
         with self._changed:
@@ -138,22 +139,22 @@ class Writer:
             return line, dropped
 
     def _put(self, text: bytes) -> bool:
-        """Write `text` whole; False if the sink refuses it, or all but a part of it."""
-        rest = memoryview(b"\n" + text if self._torn else text)
-        whole_bytes = len(rest)
+        """Write all of `text`; return False if the sink refused it or a part of it."""
+        unwritten = memoryview(b"\n" + text if self._torn else text)
+        text_bytes = len(unwritten)
         try:
-            # Straight to the descriptor: a blocked write that holds the lock of `sys.stderr` would hang the exit, too.
-            while rest:
-                rest = rest[os.write(self._fd, rest) :]
+            # Not through sys.stderr: a blocked write would hold its lock, and the exit of the process would hang, too.
+            while unwritten:
+                unwritten = unwritten[os.write(self._fd, unwritten) :]
         except OSError:
-            self._torn = self._torn or len(rest) < whole_bytes
+            self._torn = self._torn or len(unwritten) < text_bytes
             return False
         self._torn = False
         return True
 
 
-class _Libraries(logging.Handler):
-    """What libraries say, as lines of ours: `logging` itself would write it to stderr, from the event loop, too."""
+class _LibraryHandler(logging.Handler):
+    """Logs the warnings of libraries by structlog: `logging` itself would write to stderr, even from the event loop."""
 
     def emit(self, record: logging.LogRecord) -> None:
         log = _log.error if record.levelno >= logging.ERROR else _log.warning
@@ -161,7 +162,7 @@ class _Libraries(logging.Handler):
 
 
 def _processors(*additions: Processor) -> list[Processor]:
-    """Return what makes bytes of an event, with `additions` only where no person reads them."""
+    """Return the processors that turn an event into bytes; `additions` are left out on a terminal."""
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
@@ -169,7 +170,7 @@ def _processors(*additions: Processor) -> list[Processor]:
         _time_and_event_first,
     ]
     if sys.stderr.isatty():
-        # Its own choice would show the locals of each frame, secrets among them.
+        # The default formatter shows the locals of each frame, secrets included.
         console = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
         return [*shared, console, _encoded]
     renderer = structlog.processors.JSONRenderer(serializer=_dumps)
@@ -177,13 +178,13 @@ def _processors(*additions: Processor) -> list[Processor]:
 
 
 def _time_and_event_first(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
-    """Order a line as people read it."""
+    """Move these fields to the front, where people look first."""
     first = ("timestamp", "level", "event")
     return {name: event[name] for name in first} | {n: value for n, value in event.items() if n not in first}
 
 
 def _shortened(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
-    """Cut long texts in their middle: how it began and, of a traceback, what it came to."""
+    """Cut long texts in the middle: the end of a traceback names the error."""
     half = MOST_CHARACTERS // 2
     return {
         name: f"{value[:half]} … {value[-half:]}" if isinstance(value, str) and len(value) > MOST_CHARACTERS else value
@@ -197,7 +198,7 @@ def _encoded(_logger: WrappedLogger, _method: str, line: Any) -> bytes:
 
 
 def _dumps(event: EventDict, default: Callable[[Any], Any]) -> bytes:
-    """Write a line whatever it holds: a lone surrogate of a file's name or a huge number must not fail a job."""
+    """Encode any line: a lone surrogate in a file name or a huge number must not fail a job."""
     try:
         return orjson.dumps(event, default=default)
     except orjson.JSONEncodeError:

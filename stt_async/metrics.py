@@ -1,4 +1,4 @@
-"""Metrics: the log line of an event is its metric record, too, in CloudWatch's embedded metric format.
+"""Metrics: the log line of an event is also its metric record, in CloudWatch's embedded metric format.
 
 https://docs.aws.amazon.com/AmazonCloudWatch/latest/monitoring/CloudWatch_Embedded_Metric_Format_Specification.html
 """
@@ -14,15 +14,15 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 NAMESPACE = "SttAsync"
 
 DIMENSIONS = ("Environment", "Queue")
-"""Never one of an instance: each combination of their values is paid for, for each metric."""
+"""No instance id: CloudWatch bills each metric for each combination of values."""
 
 Line = Mapping[str, Any]
-"""What is known of an event: the fields of its log line."""
+"""The fields of a log line."""
 
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """A metric of an event; its value is None where the line does not tell it."""
+    """A metric of an event. Its value is None if the line lacks the fields."""
 
     name: str
     unit: str
@@ -89,15 +89,15 @@ BY_EVENT: Mapping[str, tuple[Metric, ...]] = {
 }
 
 EMITTED: Mapping[str, str] = {metric.name: metric.unit for metrics in BY_EVENT.values() for metric in metrics}
-"""The unit of each metric that there is."""
+"""The unit of each metric, by its name."""
 
 
 def processors(environment: str, queue: str) -> tuple[Processor, ...]:
-    """Return what makes metric records of log lines; nothing without an `environment`, their first dimension.
+    """Return the processors that turn log lines into metric records; none if `environment` is empty.
 
     Args:
-        environment: Name of the deployment.
-        queue: Name or URL of the queue that is worked on.
+        environment: Name of the deployment, the first dimension.
+        queue: Name or URL of the worker's queue.
     """
     if not environment:
         return ()
@@ -105,15 +105,15 @@ def processors(environment: str, queue: str) -> tuple[Processor, ...]:
 
     def embed(_logger: WrappedLogger, _method: str, line: EventDict) -> EventDict:
         values = {metric: metric.value(line) for metric in BY_EVENT.get(line["event"], ())}
-        told = {metric: value for metric, value in values.items() if value is not None and math.isfinite(value)}
-        if not told:
+        known = {metric: value for metric, value in values.items() if value is not None and math.isfinite(value)}
+        if not known:
             return line
         directive = {
             "Namespace": NAMESPACE,
             "Dimensions": [list(DIMENSIONS)],
-            "Metrics": [{"Name": metric.name, "Unit": metric.unit} for metric in told],
+            "Metrics": [{"Name": metric.name, "Unit": metric.unit} for metric in known],
         }
         record = {"_aws": {"Timestamp": time.time_ns() // 1_000_000, "CloudWatchMetrics": [directive]}}
-        return {**line, **{metric.name: value for metric, value in told.items()}, **dimensions, **record}
+        return {**line, **{metric.name: value for metric, value in known.items()}, **dimensions, **record}
 
     return (embed,)

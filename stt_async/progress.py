@@ -1,4 +1,4 @@
-"""Progress on stderr: a bar on a terminal, a line now and then elsewhere."""
+"""Progress on stderr: a bar on a terminal, otherwise a line every ten seconds."""
 
 import sys
 import time
@@ -14,15 +14,15 @@ LINE_INTERVAL_S = 10.0
 
 
 class Report(Protocol):
-    """Tell how far it is."""
+    """Reports progress."""
 
     def __call__(self, done: int, total: int | None = None) -> None:
-        """`done` so far, of `total` if that is known by now."""
+        """Report that `done` of `total` are done; None: the total is unknown yet."""
 
 
 @contextmanager
 def progress(what: str) -> Iterator[Report]:
-    """Show how `what` comes along, until the block ends."""
+    """Show the progress of `what` until the block ends."""
     if sys.stderr.isatty():
         columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
         with Bar(TextColumn("{task.description}"), *columns, console=Console(stderr=True), transient=True) as bar:
@@ -33,12 +33,12 @@ def progress(what: str) -> Iterator[Report]:
 
 
 def _lines(what: str) -> Report:
-    told_s = time.monotonic()
+    shown_s = time.monotonic()
 
     def report(done: int, total: int | None = None) -> None:
-        nonlocal told_s
-        if time.monotonic() - told_s >= LINE_INTERVAL_S:
-            told_s = time.monotonic()
+        nonlocal shown_s
+        if time.monotonic() - shown_s >= LINE_INTERVAL_S:
+            shown_s = time.monotonic()
             of = "" if total is None else f" of {total}"
             sys.stderr.write(f"{what}: {done}{of}\n")
 

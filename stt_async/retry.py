@@ -1,4 +1,4 @@
-"""The one retry policy, and the wait before a redelivery."""
+"""The retry policy of calls, and the delay before a redelivery."""
 
 import random
 from collections.abc import Awaitable, Callable
@@ -21,19 +21,18 @@ REDELIVERY_CAP_S = 900.0
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """The policy for one call to a service: full jitter, as long as `timeout_s` allows, then the last error.
+    """Retries one call to a service, with full jitter; after `timeout_s` the last error is raised.
 
-    Only what may pass by itself is tried again: `TransientError`, and a service that is out of reach for the moment, or
-    whose credentials are about to be renewed (`OutageError`).
-    The SDKs' own retries are off, so that waits never multiply.
+    Only errors that may pass are retried: `TransientError` and `OutageError` (a service is out of reach, or credentials
+    are about to be renewed). The SDKs' own retries are off, so that waits never multiply.
     """
 
     timeout_s: float
     max_wait_s: float
 
     async def __call__(self, call: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Await `call(*args, **kwargs)`, again and again if need be."""
-        # A tenacity object keeps the state of one call at a time; many run at once here, so each has its own.
+        """Return the result of `call(*args, **kwargs)`, called as often as needed."""
+        # A tenacity object holds the state of one call, and many calls run at once.
         retrying = AsyncRetrying(
             retry=retry_if_exception(_may_pass),
             wait=wait_random_exponential(multiplier=0.25, max=self.max_wait_s),
@@ -45,7 +44,7 @@ class Retry:
 
 
 def redelivery_delay_s(receive_count: int) -> int:
-    """Return how long a message that failed rests before its next receive: full jitter over a doubling span.
+    """Return the delay before the next receive of a failed job: full jitter over a doubling span.
 
     https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/
     """

@@ -1,4 +1,4 @@
-"""EC2 Auto Scaling: what an instance says to the group it belongs to."""
+"""EC2 Auto Scaling: the calls of an instance to its own group."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -11,11 +11,11 @@ from stt_async.settings import Settings
 Result = Literal["CONTINUE", "ABANDON"]
 
 NO_ACTION = "ValidationError"
-"""Error code when there is no lifecycle action to complete: not yet, not any more, or the hook is not there."""
+"""Error code when no lifecycle action waits: not yet, not any more, or the hook does not exist."""
 
 
 class AutoScalingClient(Protocol):
-    """The calls that we make of botocore's client."""
+    """The methods used of botocore's client."""
 
     async def complete_lifecycle_action(self, **arguments: Any) -> Any:
         """https://docs.aws.amazon.com/autoscaling/ec2/APIReference/API_CompleteLifecycleAction.html ."""
@@ -28,7 +28,7 @@ class AutoScalingClient(Protocol):
 
 
 class OwnGroup:
-    """The group of this instance. Every method raises the failure classes of `errors`; none tries again."""
+    """The group of this instance. Every method raises the failure classes of `errors`; none retries."""
 
     def __init__(self, client: AutoScalingClient, imds: Imds, name: str) -> None:
         self._client = client
@@ -36,19 +36,19 @@ class OwnGroup:
         self._name = name
 
     async def complete(self, hook: str, result: Result) -> None:
-        """End the wait of a lifecycle hook."""
+        """Complete the lifecycle action of a hook."""
         arguments = await self._action(hook)
         with translated(f"Auto Scaling (hook {hook})"):
             await self._client.complete_lifecycle_action(**arguments, LifecycleActionResult=result)
 
     async def heartbeat(self, hook: str) -> None:
-        """Begin the wait of a lifecycle hook anew."""
+        """Restart the timeout of a lifecycle hook."""
         arguments = await self._action(hook)
         with translated(f"Auto Scaling (hook {hook})"):
             await self._client.record_lifecycle_action_heartbeat(**arguments)
 
     async def terminate_this_instance(self) -> None:
-        """End this instance, and have the group want one less."""
+        """Terminate this instance and reduce the group's desired capacity by one."""
         instance_id = await self._imds.instance_id()
         with translated("Auto Scaling"):
             await self._client.terminate_instance_in_auto_scaling_group(
@@ -65,7 +65,7 @@ class OwnGroup:
 
 @asynccontextmanager
 async def open_group(settings: Settings, imds: Imds | None) -> AsyncIterator[OwnGroup | None]:
-    """Return the group that the settings name; None off EC2 and outside of a group."""
+    """Yield the group that the settings name; None off EC2 and outside of a group."""
     if imds is None or not settings.autoscaling_group:
         yield None
         return

@@ -1,4 +1,4 @@
-"""The AWS clients, made once, and what their errors mean for a job."""
+"""The AWS clients, and the failure classes of their errors."""
 
 from collections.abc import Iterator
 from contextlib import AbstractAsyncContextManager, contextmanager
@@ -55,30 +55,27 @@ REFUSED = frozenset(
         "UnrecognizedClientException",
     }
 )
-"""Error codes of a service that refuses us, whatever the job."""
+"""Error codes of a service that refuses this process, whatever the job."""
 
 EXPIRED = frozenset(
     {"ExpiredToken", "ExpiredTokenException", "RequestExpired", "RequestTimeTooSkewed", "TokenRefreshRequired"}
 )
-"""Error codes of credentials, or of a clock, that may be put right before the next try: botocore renews what a role
-gives, and NTP sets the clock."""
+"""Error codes of credentials or a clock that may be right at the next try: botocore renews the credentials of a role,
+and NTP sets the clock."""
 
 GONE = frozenset({"NoSuchBucket", "AWS.SimpleQueueService.NonExistentQueue", "QueueDoesNotExist", "PermanentRedirect"})
-"""Error codes of a bucket or a queue that is not there."""
-
-ABORTED_UPLOAD = frozenset({"NoSuchUpload"})
-"""Error codes after which a new attempt may succeed, but never the same call: somebody aborted this upload."""
+"""Error codes of a bucket or a queue that does not exist."""
 
 _TIMEOUT_S = 30
 
 
 def s3_client(settings: Settings) -> "AbstractAsyncContextManager[S3Client]":
-    """Return the S3 client, to be entered once a process. Checksums are AWS's default (CRC32 of each body)."""
+    """Return the S3 client; enter it once a process. It sends AWS's default checksums (CRC32 of each body)."""
     return _session(settings).client("s3", config=_config(settings.uploads + 8))
 
 
 def sqs_client(settings: Settings) -> "AbstractAsyncContextManager[SQSClient]":
-    """Return an SQS client. Its read timeout leaves a long poll its 20 s."""
+    """Return an SQS client. Its read timeout is longer than a long poll of 20 s."""
     return _session(settings).client("sqs", config=_config(32))
 
 
@@ -90,7 +87,7 @@ def autoscaling_client(settings: Settings) -> AbstractAsyncContextManager[Any]:
 def operator_client(
     settings: Settings, service: Literal["cloudformation", "cloudwatch", "logs"]
 ) -> AbstractAsyncContextManager[Any]:
-    """Return a client of what operators alone speak to."""
+    """Return the client of a service that only operator commands call."""
     return _session(settings).client(service, config=_config(4))
 
 
@@ -103,44 +100,44 @@ def _config(connections: int) -> AioConfig:
         connect_timeout=5,
         read_timeout=_TIMEOUT_S,
         max_pool_connections=connections,
-        retries={"total_max_attempts": 1, "mode": "standard"},  # retry.py is the one owner of retries
+        retries={"total_max_attempts": 1, "mode": "standard"},  # only retry.py retries
     )
 
 
 @contextmanager
 def translated(service: str) -> Iterator[None]:
-    """Raise botocore's errors as the job's failure classes.
+    """Raise botocore's errors as the failure classes of `errors`.
 
-    `NoSuchKey`, failed preconditions and receipt handle errors are the caller's to see: catch them inside.
+    Callers handle `NoSuchKey`, failed preconditions and receipt handle errors themselves, inside the block.
     """
     try:
         yield
     except ClientError as error:
-        raise _meaning(service, error) from error
+        raise _classify(service, error) from error
     except (NoCredentialsError, PartialCredentialsError, CredentialRetrievalError) as error:
         raise OutageError("no_credentials", f"{service}: no usable AWS credentials ({error})") from error
     except (EndpointConnectionError, ConnectTimeoutError, ProxyConnectionError, SSLError) as error:
         raise OutageError(UNREACHABLE, f"{service} is out of reach: {error}") from error
-    # aiohttp's: of a body that breaks off. The parser's: of an answer that is not the service's, but a proxy's page.
+    # aiohttp's errors: a body that breaks off. The parser's: the answer is a proxy's page instead of the service's.
     except (BotoCoreError, ResponseParserError, aiohttp.ClientError, OSError) as error:
         raise TransientError("connection_broken", f"{service}: {str(error) or type(error).__name__}") from error
 
 
 def error_code(error: ClientError) -> str:
-    """Return the service's error code; for an answer without a body, the HTTP status."""
+    """Return the service's error code; the HTTP status if the answer has no body."""
     return str(error.response.get("Error", {}).get("Code", "unknown"))
 
 
-def _meaning(service: str, error: ClientError) -> ClassifiedError:
+def _classify(service: str, error: ClientError) -> ClassifiedError:
     code = error_code(error)
-    sentence = f"{service} answered {code} to {error.operation_name}: {error.response.get('Error', {}).get('Message')}"
-    if code in ABORTED_UPLOAD:
-        return RetryJobError(code, sentence)
-    return refusal(code, sentence) or TransientError(code, sentence)
+    message = f"{service} answered {code} to {error.operation_name}: {error.response.get('Error', {}).get('Message')}"
+    if code == "NoSuchUpload":  # the upload was aborted: only a new attempt can succeed
+        return RetryJobError(code, message)
+    return refusal(code, message) or TransientError(code, message)
 
 
-def refusal(code: str, sentence: str) -> DependencyError | None:
-    """Return the failure by an error code that refuses us, of any server that speaks S3; None for any other code."""
+def refusal(code: str, message: str) -> DependencyError | None:
+    """Return the failure if a server that speaks S3 refuses this process by this error code; else None."""
     if code in EXPIRED:
-        return OutageError(code, sentence)
-    return DependencyError(code, sentence) if code in REFUSED or code in GONE else None
+        return OutageError(code, message)
+    return DependencyError(code, message) if code in REFUSED or code in GONE else None

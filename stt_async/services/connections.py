@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Connections:
-    """The world outside, as one process sees it. Nothing has been asked of it yet."""
+    """The services that a process uses. No call has been made yet."""
 
     source: Source
     sink: Sink
     failure_records: FailureRecords
     heartbeat_sqs: "SQSClient"
-    """A client of its own: no poll stands in a heartbeat's way."""
+    """A separate client, so that no poll delays a heartbeat."""
     _sqs: "SQSClient"
     _queue: str
     _retry: Retry
@@ -35,14 +35,14 @@ class Connections:
         """Find the queue and its dead-letter queue.
 
         Raises:
-            DependencyError: out of reach, or not there.
+            DependencyError: SQS is out of reach, or a queue does not exist.
         """
         return await open_queue(self._sqs, self._queue, self._retry)
 
 
 @asynccontextmanager
 async def connect(settings: Settings) -> AsyncIterator[Connections]:
-    """Make the clients, and close them at the end."""
+    """Open the clients, and close them at the end."""
     retry = Retry(settings.retry_timeout_s, settings.retry_max_wait_s)
     async with (
         sqs_client(settings) as sqs,
@@ -57,12 +57,4 @@ async def connect(settings: Settings) -> AsyncIterator[Connections]:
             part_bytes=settings.multipart_chunksize_bytes,
             retry=retry,
         )
-        yield Connections(
-            source,
-            Sink(output),
-            FailureRecords(output),
-            heartbeat_sqs,
-            sqs,
-            settings.split_queue,
-            retry,
-        )
+        yield Connections(source, Sink(output), FailureRecords(output), heartbeat_sqs, sqs, settings.split_queue, retry)

@@ -1,4 +1,4 @@
-"""One download into a file: how far it is, whether it goes fast enough, and whether what came is what was sent."""
+"""One download into a file: its progress, its rate, and the check of its content."""
 
 import asyncio
 import hashlib
@@ -13,7 +13,7 @@ from stt_async.errors import DISK_FULL, TransientError
 
 MIN_RATE_BYTES_S = 32 * 1024
 RATE_WINDOW_S = 60.0
-"""A connection that brings less than 32 KB/s over a minute is given up: it would hold its slot for hours."""
+"""A connection slower than 32 KiB/s over a minute is closed: it would hold its slot for hours."""
 
 TOO_SLOW = "too_slow"
 
@@ -21,64 +21,62 @@ _MD5_ETAG = re.compile(r"[0-9a-f]{32}")
 
 
 class Download:
-    """The state of a download that may take several connections. Its file holds `offset_bytes` good bytes."""
+    """A download that may take several connections. Its file holds `offset_bytes` valid bytes."""
 
     def __init__(self, file: Path) -> None:
         self._file = file
         self.offset_bytes = 0
         self.etag: str | None = None
         self.receiving_s = 0.0
-        """For how long bodies came, over all connections."""
+        """Time spent receiving bodies, over all connections."""
         self._md5 = hashlib.md5(usedforsecurity=False)
-        self._doubtful_md5: str | None = None
+        self._mismatched_md5: str | None = None
 
     @property
     def resumable(self) -> bool:
-        """Whether the next connection may go on where the last one broke: only with an ETag to hold on to."""
+        """Whether the next connection may continue where the last one broke; this needs an ETag for If-Match."""
         return self.offset_bytes > 0 and self.etag is not None
 
     def restart(self) -> None:
-        """Forget what came so far."""
+        """Discard what was received."""
         self.offset_bytes = 0
         self.etag = None
         self._md5 = hashlib.md5(usedforsecurity=False)
 
-    async def take(self, chunks: AsyncIterator[bytes]) -> None:
+    async def receive(self, chunks: AsyncIterator[bytes]) -> None:
         """Append a body to the file, off the event loop.
 
         Raises:
-            TransientError: `disk_full`, or `too_slow`.
+            TransientError: `disk_full` or `too_slow`.
         """
-        with self._opened() as file, self._timed():
+        with self._open() as file, self._timed():
             window_s, window_bytes = time.monotonic(), 0
             async for chunk in chunks:
                 await asyncio.to_thread(self._append, file, chunk)
                 window_bytes += len(chunk)
                 if (passed_s := time.monotonic() - window_s) >= RATE_WINDOW_S:
                     if window_bytes < MIN_RATE_BYTES_S * passed_s:
-                        rate = window_bytes / passed_s
-                        raise TransientError(
-                            TOO_SLOW, f"{rate:.0f} bytes/s over {passed_s:.0f} s: gave the download up"
-                        )
+                        rate = f"{window_bytes / passed_s:.0f} bytes/s over {passed_s:.0f} s"
+                        raise TransientError(TOO_SLOW, f"the download is too slow: {rate}")
                     window_s, window_bytes = time.monotonic(), 0
 
     def verify(self, expected_bytes: int | None) -> None:
-        """Compare what came with what was announced.
+        """Compare the content with its announced size and its ETag.
 
-        An ETag of 32 hex digits is the MD5 of the content, but for some kinds of encryption. So a difference is
-        doubted once: when a second download brings the same content again, the ETag is no MD5.
+        An ETag of 32 hex digits is the MD5 of the content, except with some kinds of encryption. So after a mismatch
+        the content is downloaded once more: if it is the same again, the ETag is no MD5.
 
         Raises:
-            TransientError: `download_truncated`, or `download_corrupt`.
+            TransientError: `download_truncated` or `download_corrupt`.
         """
         if expected_bytes is not None and self.offset_bytes != expected_bytes:
-            came = self.offset_bytes
+            received_bytes = self.offset_bytes
             self.restart()
-            raise TransientError("download_truncated", f"{came} bytes came, {expected_bytes} were announced")
+            raise TransientError("download_truncated", f"received {received_bytes} of {expected_bytes} bytes")
         md5 = self._md5.hexdigest()
-        if self.etag is None or not _MD5_ETAG.fullmatch(self.etag) or md5 in {self.etag, self._doubtful_md5}:
+        if self.etag is None or not _MD5_ETAG.fullmatch(self.etag) or md5 in {self.etag, self._mismatched_md5}:
             return
-        self._doubtful_md5, etag = md5, self.etag
+        self._mismatched_md5, etag = md5, self.etag
         self.restart()
         raise TransientError("download_corrupt", f"the content's MD5 is {md5}, its ETag says {etag}")
 
@@ -90,25 +88,25 @@ class Download:
         finally:
             self.receiving_s += time.monotonic() - started_s
 
-    def _opened(self) -> FileIO:
+    def _open(self) -> FileIO:
         try:
-            # No buffer: what a full disk refused would be written again on closing, and that error hide the first.
+            # No buffer: closing would write again what a full disk refused, and its error would hide the first one.
             file = self._file.open("r+b" if self.offset_bytes else "wb", buffering=0)
         except OSError as error:
-            raise _disk(error) from error
+            raise _disk_full(error) from error
         file.seek(self.offset_bytes)
         return file
 
     def _append(self, file: FileIO, chunk: bytes) -> None:
-        left = memoryview(chunk)
+        unwritten = memoryview(chunk)
         try:
-            while left:
-                left = left[file.write(left) :]
+            while unwritten:
+                unwritten = unwritten[file.write(unwritten) :]
         except OSError as error:
-            raise _disk(error) from error
+            raise _disk_full(error) from error
         self._md5.update(chunk)
         self.offset_bytes += len(chunk)
 
 
-def _disk(error: OSError) -> TransientError:
+def _disk_full(error: OSError) -> TransientError:
     return TransientError(DISK_FULL, f"cannot write the download: {error}")

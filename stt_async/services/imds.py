@@ -1,4 +1,4 @@
-"""The EC2 instance metadata service, version 2 (IMDSv2): who we are, and whether somebody means to end us.
+"""The EC2 instance metadata service, version 2 (IMDSv2): instance id and interruption notices.
 
 Paths and payloads, as AWS documents them:
 - token: https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/configuring-instance-metadata-service.html
@@ -24,7 +24,7 @@ _log = structlog.get_logger()
 
 TOKEN_PATH = "/latest/api/token"  # noqa: S105 - a path
 TOKEN_TTL_S = 21_600
-"""The longest that there is; a token that expires earlier all the same is renewed at the 401."""
+"""The maximum. A token that is refused with 401 is renewed."""
 
 INSTANCE_ID = "/latest/meta-data/instance-id"
 SPOT_ACTION = "/latest/meta-data/spot/instance-action"
@@ -32,26 +32,26 @@ REBALANCE = "/latest/meta-data/events/recommendations/rebalance"
 TARGET_STATE = "/latest/meta-data/autoscaling/target-lifecycle-state"
 
 REQUEST_TIMEOUT_S = 2.0
-"""It answers from the host itself, in milliseconds."""
+"""The host itself answers, within milliseconds."""
 
 PROBE_TIMEOUT_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class SpotNotice:
-    """Our Spot instance will be interrupted."""
+    """EC2 will interrupt this Spot instance."""
 
     action: str
-    """`terminate`, `stop` or `hibernate`: we lose it in any case."""
+    """`terminate`, `stop` or `hibernate`; the worker treats all alike."""
     at: datetime
-    """By the wall clock, aware."""
+    """Wall clock, timezone-aware."""
 
 
 class Imds:
-    """The metadata service of this instance. Whatever goes wrong in asking is a TransientError.
+    """The metadata service of this instance. Every method except `answers` raises TransientError when a request fails.
 
     Args:
-        session: A session of its own, without a proxy: the address is link-local.
+        session: Without a proxy, as the address is link-local.
         endpoint: `http://169.254.169.254`, or another one for tests.
     """
 
@@ -62,7 +62,7 @@ class Imds:
         self._instance_id: str | None = None
 
     async def answers(self) -> bool:
-        """Tell whether this is EC2: one request, one second. A service with a bad moment (5xx) counts."""
+        """Return whether the service exists: one request of at most one second. An answer of 5xx counts."""
         try:
             status, _ = await self._put_token(PROBE_TIMEOUT_S)
         except TransientError:
@@ -78,20 +78,20 @@ class Imds:
         return self._instance_id
 
     async def spot_notice(self) -> SpotNotice | None:
-        """Return the Spot interruption notice, if there is one."""
+        """Return the Spot interruption notice; None: there is none."""
         body = await self._get(SPOT_ACTION)
         return None if body is None else parse_spot_notice(body)
 
     async def rebalance_recommended(self) -> bool:
-        """Tell whether EC2 expects to interrupt us, sooner or later."""
+        """Return whether EC2 recommends to leave this instance, as an interruption is likely."""
         return await self._get(REBALANCE) is not None
 
     async def target_lifecycle_state(self) -> str | None:
-        """Return the state into which Auto Scaling moves us: `InService`, `Terminated`; None outside of a group."""
+        """Return the state that Auto Scaling moves this instance to, such as `InService`; None outside of a group."""
         return await self._get(TARGET_STATE)
 
     async def _get(self, path: str) -> str | None:
-        """Return what stands at a path; None for 404, which is the normal answer to most."""
+        """Return the text at a path; None for 404, the normal answer of most paths."""
         status, body = await self._get_once(path)
         if status == HTTPStatus.UNAUTHORIZED:
             self._token = None
@@ -108,13 +108,13 @@ class Imds:
             if status != HTTPStatus.OK:
                 raise TransientError(f"imds_{status}", f"IMDS answered {status} to PUT {TOKEN_PATH}")
             self._token = token
-        return await self._ask("GET", path, {"X-aws-ec2-metadata-token": self._token}, REQUEST_TIMEOUT_S)
+        return await self._request("GET", path, {"X-aws-ec2-metadata-token": self._token}, REQUEST_TIMEOUT_S)
 
     async def _put_token(self, timeout_s: float) -> tuple[int, str]:
         headers = {"X-aws-ec2-metadata-token-ttl-seconds": str(TOKEN_TTL_S)}
-        return await self._ask("PUT", TOKEN_PATH, headers, timeout_s)
+        return await self._request("PUT", TOKEN_PATH, headers, timeout_s)
 
-    async def _ask(self, method: str, path: str, headers: dict[str, str], timeout_s: float) -> tuple[int, str]:
+    async def _request(self, method: str, path: str, headers: dict[str, str], timeout_s: float) -> tuple[int, str]:
         try:
             async with self._session.request(
                 method,
@@ -141,12 +141,12 @@ def parse_spot_notice(body: str) -> SpotNotice:
 
 @asynccontextmanager
 async def open_imds(settings: Settings) -> AsyncIterator[Imds | None]:
-    """Find out where we run, and say so once: the metadata service on EC2, None elsewhere.
+    """Yield the metadata service on EC2, None elsewhere; log which.
 
-    On EC2 is where it answers; and where STT_AUTOSCALING_GROUP says so, even if it does not answer right now.
+    This is EC2 if the service answers, or if STT_AUTOSCALING_GROUP is set, even when the service does not answer yet.
     """
     if settings.aws_ec2_metadata_disabled:
-        _log.info("ec2_not_detected", because="AWS_EC2_METADATA_DISABLED is true")
+        _log.info("ec2_not_detected", reason="AWS_EC2_METADATA_DISABLED is true")
         yield None
         return
     async with aiohttp.ClientSession() as session:
@@ -156,7 +156,7 @@ async def open_imds(settings: Settings) -> AsyncIterator[Imds | None]:
         elif settings.autoscaling_group:
             _log.warning("imds_unanswered", endpoint=settings.aws_ec2_metadata_service_endpoint)
         else:
-            _log.info("ec2_not_detected", because=f"no answer from {settings.aws_ec2_metadata_service_endpoint}")
+            _log.info("ec2_not_detected", reason=f"no answer from {settings.aws_ec2_metadata_service_endpoint}")
             yield None
             return
         yield imds

@@ -1,4 +1,4 @@
-"""SQS: messages in, and what becomes of them."""
+"""SQS: receive, extend, settle and send messages."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -17,35 +17,35 @@ if TYPE_CHECKING:
     from types_aiobotocore_sqs.literals import MessageSystemAttributeNameType
 
 BATCH = 10
-"""Messages in one SQS call, at most."""
+"""Most messages in one SQS call."""
 
 _LOST = frozenset({"MessageNotInflight", "ReceiptHandleIsInvalid", "InvalidParameterValue"})
 _ATTRIBUTE_CHARACTERS = 1000
 _ATTRIBUTES_BYTES = 8 * 1024
-"""More than all attributes of a copy take, at four bytes a character."""
+"""Upper bound of all attributes of a dead letter, at four bytes a character."""
 
 _MESSAGE_BYTES = (256 * 1024, 1024 * 1024)
-"""Body and attributes of a message, at most: of a queue made before August 2025, and of one made since (AWS, "Amazon
-SQS message quotas"). Which one this is, nobody needs to be asked: a dead-letter queue takes what its queue took."""
+"""Most bytes of body and attributes: in queues created before August 2025, and in later ones (AWS, "Amazon SQS message
+quotas"). A body above the first quota comes from a later queue, and its dead-letter queue allows as much."""
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """A message received; its job is not parsed yet."""
+    """A message received. Its job is not parsed yet."""
 
     message_id: str
     receipt_handle: str = field(repr=False)
     body: str
     receive_count: int
     received_at_s: float
-    """On the monotonic clock, taken before the call: the visibility timeout runs from no earlier than this."""
+    """Monotonic clock, read before the call: the visibility timeout starts no earlier."""
     queue_wait_s: float = 0.0
-    """From its sending to its first receive, by SQS's clock."""
+    """From the send to the first receive, by SQS's clock."""
 
 
 @dataclass(frozen=True, slots=True)
 class Depth:
-    """How many messages a queue holds, as SQS estimates."""
+    """The number of messages in a queue, as SQS estimates."""
 
     visible: int
     in_flight: int
@@ -53,7 +53,7 @@ class Depth:
 
     @property
     def empty(self) -> bool:
-        """Nothing waits, nothing is being worked on, nothing comes back later."""
+        """Whether the queue holds no message at all."""
         return not (self.visible or self.in_flight or self.delayed)
 
 
@@ -70,7 +70,7 @@ class JobQueue:
         self.max_receive_count = max_receive_count
 
     def on(self, client: "SQSClient") -> "JobQueue":
-        """Return the same queue, spoken to through another client."""
+        """Return the same queue on another client."""
         return JobQueue(
             client,
             url=self.url,
@@ -80,8 +80,8 @@ class JobQueue:
         )
 
     async def receive(self, *, most: int, wait_time_s: int, visibility_timeout_s: int) -> list[Message]:
-        """Long poll for up to `most` messages (10 a call). Not retried here: the caller polls again anyway."""
-        asked_at_s = time.monotonic()
+        """Long poll for up to `most` messages (at most 10). A failed call is not retried: the caller polls again."""
+        called_at_s = time.monotonic()
         with translated("SQS"):
             answer = await self._client.receive_message(
                 QueueUrl=self.url,
@@ -100,7 +100,7 @@ class JobQueue:
                 receipt_handle=message["ReceiptHandle"],
                 body=message["Body"],
                 receive_count=int(message["Attributes"]["ApproximateReceiveCount"]),
-                received_at_s=asked_at_s,
+                received_at_s=called_at_s,
                 queue_wait_s=_queue_wait_s(message["Attributes"]),
             )
             for message in answer.get("Messages", [])
@@ -110,7 +110,7 @@ class JobQueue:
         """Set (not add to) the visibility timeout of up to 10 messages.
 
         Returns:
-            The error code of each message that was not extended, by receipt handle: one message may be held twice.
+            The error code of each message that was not extended, by receipt handle: a worker may hold a message twice.
         """
         with translated("SQS"):
             answer = await self._client.change_message_visibility_batch(
@@ -123,24 +123,24 @@ class JobQueue:
         return {messages[int(failed["Id"])].receipt_handle: failed["Code"] for failed in answer.get("Failed", [])}
 
     async def release(self, message: Message, *, after_s: int) -> None:
-        """Give a message back: anybody may receive it `after_s` seconds from now."""
+        """Make a message visible to all workers after `after_s` seconds."""
         await self._retry(self._settle, "change_message_visibility", message, VisibilityTimeout=after_s)
 
     async def delete(self, message: Message) -> None:
         """Delete a message.
 
         Raises:
-            LeaseLostError: it was no longer ours; SQS will deliver it again.
+            LeaseLostError: the receipt handle is no longer valid; SQS delivers the message again.
         """
         await self._retry(self._settle, "delete_message", message)
 
     async def dead_letter(self, message: Message, error: ClassifiedError) -> None:
         """Copy a message to the dead-letter queue, body unchanged, with the reason as attributes; then delete it.
 
-        Of a body that leaves no room for the reason the beginning is copied, and `body_bytes` says how long it was (a
-        job has 64 KiB at most): else SQS would refuse the copy until it redrives the message without a word.
+        A body that leaves no room for the reason is cut, and `body_bytes` holds its full length (a job has at most
+        64 KiB). Otherwise SQS would refuse the copy, and finally redrive the message without a reason.
 
-        Should the delete fail, the job comes again and is dead-lettered twice: a duplicate, never a loss.
+        If the delete fails, SQS delivers the message again and it is dead-lettered twice: a duplicate, never a loss.
         """
         reason = {
             "failure": error.failure,
@@ -149,36 +149,36 @@ class JobQueue:
             "receive_count": str(message.receive_count),
             "message_id": message.message_id,
         }
-        body, written = message.body, message.body.encode(errors="surrogatepass")
-        room = next((most for most in _MESSAGE_BYTES if len(written) <= most), _MESSAGE_BYTES[-1]) - _ATTRIBUTES_BYTES
-        if len(written) > room:
-            body, reason["body_bytes"] = written[:room].decode(errors="ignore"), str(len(written))
+        body, encoded = message.body, message.body.encode(errors="surrogatepass")
+        quota_bytes = next((quota for quota in _MESSAGE_BYTES if len(encoded) <= quota), _MESSAGE_BYTES[-1])
+        if len(encoded) > (most_bytes := quota_bytes - _ATTRIBUTES_BYTES):
+            body, reason["body_bytes"] = encoded[:most_bytes].decode(errors="ignore"), str(len(encoded))
         await self._retry(self._send_dead_letter, body, reason)
         await self.delete(message)
 
     async def send(self, bodies: Sequence[str]) -> None:
-        """Send up to 10 messages; what SQS refuses out of them is sent again."""
-        left = list(bodies)
+        """Send up to 10 messages. Messages that SQS refuses are sent again."""
+        unsent = list(bodies)
 
-        async def send_left() -> None:
+        async def send_batch() -> None:
             with translated("SQS"):
                 answer = await self._client.send_message_batch(
                     QueueUrl=self.url,
-                    Entries=[{"Id": str(n), "MessageBody": body} for n, body in enumerate(left)],
+                    Entries=[{"Id": str(n), "MessageBody": body} for n, body in enumerate(unsent)],
                 )
             refused = answer.get("Failed", [])
-            left[:] = [left[int(failed["Id"])] for failed in refused]
+            unsent[:] = [unsent[int(failed["Id"])] for failed in refused]
             if refused:
                 raise TransientError("send_refused", f"SQS refused {len(refused)} messages: {refused[0]['Code']}")
 
-        await self._retry(send_left)
+        await self._retry(send_batch)
 
     async def depth(self) -> Depth:
-        """Return how many messages there are."""
+        """Return the number of messages in the queue."""
         return await self._retry(self._depth, self.url)
 
     async def dead_letter_depth(self) -> Depth:
-        """Return how many messages the dead-letter queue holds."""
+        """Return the number of messages in the dead-letter queue."""
         return await self._retry(self._depth, self.dead_letter_url)
 
     async def _depth(self, url: str) -> Depth:
@@ -224,7 +224,7 @@ async def open_queue(client: "SQSClient", name_or_url: str, retry: Retry) -> Job
     """Find a queue and, by its redrive policy, its dead-letter queue.
 
     Raises:
-        DependencyError: either is not there, or the queue has no redrive policy.
+        DependencyError: a queue does not exist, or it has no redrive policy.
     """
     return await retry(_find, client, name_or_url, retry)
 
@@ -236,8 +236,8 @@ async def _find(client: "SQSClient", name_or_url: str, retry: Retry) -> JobQueue
         if "RedrivePolicy" not in answer.get("Attributes", {}):
             raise DependencyError(
                 "no_dead_letter_queue",
-                f"the queue {url} has no redrive policy: what fails for ever would circle for ever. "
-                "Give it a dead-letter queue and a maxReceiveCount of 5.",
+                f"the queue {url} has no redrive policy, so a message that always fails would return for ever. "
+                "Give the queue a dead-letter queue and a maxReceiveCount of 5.",
             )
         policy = orjson.loads(answer["Attributes"]["RedrivePolicy"])
         dead_letter_name = policy["deadLetterTargetArn"].rsplit(":", 1)[1]
@@ -252,9 +252,9 @@ async def _find(client: "SQSClient", name_or_url: str, retry: Retry) -> JobQueue
 
 
 def is_lost(code: str) -> bool:
-    """Tell whether an error code means that the message is no longer ours.
+    """Return whether an error code means that this worker no longer holds the message.
 
-    `InvalidParameterValue` is how SQS words an expired handle in some calls.
+    Some calls answer `InvalidParameterValue` to an expired handle.
     """
     return code.rsplit(".", 1)[-1] in _LOST
 
@@ -264,6 +264,6 @@ def _queue_wait_s(attributes: "Mapping[MessageSystemAttributeNameType, str]") ->
 
 
 def _attribute(text: str) -> str:
-    """Make a text fit for a message attribute: SQS refuses empty ones, and characters that XML has not."""
+    """Return the text as a valid message attribute: SQS refuses empty ones, and characters that XML does not allow."""
     clean = "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
     return clean[:_ATTRIBUTE_CHARACTERS] or "-"

@@ -31,10 +31,9 @@ from stt_async.worker.watchdog import Activity, Watchdog, notify
 Watch = Callable[[JobQueue, Stop], Coroutine[Any, Any, None]]
 """A side task that may request a stop."""
 
-
 START_TIMEOUT_S = 300.0
-"""From the start to the first receive, in place of `TimeoutStartSec=`: a slow service is retried for a minute, and
-torch takes as long to load from a cold disk."""
+"""From the start to the first receive, instead of `TimeoutStartSec=`: a slow service is retried for a minute, and torch
+loads from a cold disk in about a minute."""
 
 STALL_TIMEOUT_S = 90.0
 """Without progress, before the watchdog considers an activity stuck: a late long poll of 20 s and heartbeats to a queue
@@ -51,13 +50,13 @@ async def work_until_empty(settings: Settings) -> Counter[str]:
 
 
 async def work(settings: Settings, *watches: Watch) -> Counter[str]:
-    """Run the worker until a signal, an interruption of its instance or one of `watches` stops it.
+    """Run the worker until a signal, an interruption of its instance, or one of `watches` stops it.
 
     Returns:
         The number of jobs by the event of their log line.
 
     Raises:
-        ClassifiedError: preflight found a service out of order; nothing was received.
+        ClassifiedError: preflight found that a service fails; nothing was received.
     """
     faulthandler.enable()  # systemd's watchdog sends SIGABRT: log where the worker is stuck
     notify(settings.notify_socket, "STATUS=preflight", f"EXTEND_TIMEOUT_USEC={START_TIMEOUT_S * 1e6:.0f}")
@@ -90,7 +89,7 @@ async def work(settings: Settings, *watches: Watch) -> Counter[str]:
 
 
 async def _open_pipeline(settings: Settings, services: Connections, stack: AsyncExitStack) -> SplitPipeline:
-    """Check that a worker can work here, then make what its jobs need; it lives as long as `stack`."""
+    """Check the services, then open scratch and pool, which close with `stack`."""
     await require_services(services, settings)
     return SplitPipeline(
         source=services.source,

@@ -1,4 +1,4 @@
-"""The breaker: while a service refuses everyone, nothing is received, and receive counts are not spent."""
+"""The breaker: in an outage the worker receives nothing, so no receive counts are spent."""
 
 import asyncio
 import random
@@ -14,41 +14,41 @@ FIRST_WAIT_S = 1.0
 LONGEST_WAIT_S = 60.0
 
 PROBE_TIMEOUT_S = 20.0
-"""Of one probe, with its retries: jobs wait for what it says."""
+"""For one probe and its retries, as jobs wait for the verdict."""
 
 
 class Breaker:
-    """Opens at the first sign that a service refuses everyone; closes by itself when the probe succeeds.
+    """Opens when an outage is suspected; closes when a probe succeeds.
 
-    The sign may be wrong: a service may refuse one job alone. So the first probe, made at once, is the verdict: when it
-    fails, this is an outage. An OutageError is one without it.
+    The suspicion may be wrong, as a service may refuse a single job. The first probe, sent at once, is the verdict: if
+    it fails, this is an outage. An OutageError is an outage without a probe.
 
     Args:
-        probe: Raises a ClassifiedError while any service is out of order.
+        probe: Raises a ClassifiedError while any service fails.
     """
 
     def __init__(self, probe: Callable[[], Awaitable[object]]) -> None:
         self._probe = probe
         self._open = asyncio.Event()
         self._verdict: asyncio.Future[bool] | None = None
-        self._sign: ClassifiedError | None = None
+        self._cause: ClassifiedError | None = None
         self.closed = asyncio.Event()
         self.closed.set()
 
     @property
     def outage(self) -> bool:
-        """Whether it is open, and not on a mere suspicion."""
+        """Whether the breaker is open and the outage confirmed."""
         return self._verdict is not None and self._verdict.done() and self._verdict.result()
 
     async def confirms(self, error: ClassifiedError) -> bool:
-        """Open because of `error`, and tell whether it is an outage, or the trouble of one job alone."""
+        """Open because of `error`; return True for an outage, False if only this job fails."""
         return await asyncio.shield(self.trip(error))
 
     def trip(self, error: ClassifiedError) -> asyncio.Future[bool]:
-        """Open because of `error`; return the verdict, which may still be to come."""
+        """Open because of `error`; return the verdict, which may be pending."""
         if self._verdict is None:
             self._verdict = asyncio.get_running_loop().create_future()
-            self._sign = error
+            self._cause = error
             self.closed.clear()
             self._open.set()
         verdict = self._verdict
@@ -61,7 +61,7 @@ class Breaker:
         while True:
             await self._open.wait()
             wait_s = FIRST_WAIT_S
-            while not await self._in_order():
+            while not await self._succeeds():
                 self._judge(outage=True)
                 await asyncio.sleep(wait_s * random.uniform(0.5, 1))  # noqa: S311 - jitter, not a secret
                 wait_s = min(LONGEST_WAIT_S, wait_s * 2)
@@ -73,14 +73,14 @@ class Breaker:
             self.closed.set()
 
     def _judge(self, *, outage: bool) -> None:
-        """Give the verdict, once for each time that it is open."""
+        """Set the verdict, unless it is set already."""
         if self._verdict is None or self._verdict.done():
             return
         self._verdict.set_result(outage)
-        if outage and self._sign is not None:
-            _log.error("breaker_opened", code=self._sign.code, error=self._sign.message)
+        if outage and self._cause is not None:
+            _log.error("breaker_opened", code=self._cause.code, error=self._cause.message)
 
-    async def _in_order(self) -> bool:
+    async def _succeeds(self) -> bool:
         try:
             async with asyncio.timeout(PROBE_TIMEOUT_S):
                 await self._probe()

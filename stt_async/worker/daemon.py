@@ -20,7 +20,8 @@ CHECK_INTERVAL_S = 1.0
 TICK_S = 5.0
 """Longest wait of the daemon's loop between two updates of `ticked_s`, which the watchdog reads."""
 
-EMPTY_TWICE = 2
+EMPTY_COUNTS = 2
+"""SQS's counts are estimates, so as many in a row must be zero."""
 
 
 class Daemon:
@@ -30,10 +31,10 @@ class Daemon:
         queue: Where messages come from.
         jobs: Runs the jobs and settles their messages.
         breaker: While it is open, nothing is received. The caller runs its probes beside the daemon.
-        stop: Whether, why and until when to stop.
+        stop: The request to stop.
         slots: Jobs held at once.
-        wait_time_s: Long poll.
-        visibility_timeout_s: Of what is received.
+        wait_time_s: Duration of a long poll.
+        visibility_timeout_s: Of received messages.
         when_idle: Called between two polls while no job is held, with the seconds of polling without a message.
     """
 
@@ -155,12 +156,9 @@ class Daemon:
 
 
 async def stop_when_empty(queue: JobQueue, stop: Stop, *, drain_timeout_s: float) -> None:
-    """Request a stop once the queue holds no message: none visible, none in flight anywhere, none delayed.
-
-    SQS's counts are estimates, so two counts in a row must be zero. A failed count does not count.
-    """
+    """Request a stop once the queue holds no message: none visible, none in flight, none delayed."""
     empty = 0
-    while empty < EMPTY_TWICE:
+    while empty < EMPTY_COUNTS:
         await stop.sleep(CHECK_INTERVAL_S)
         if stop.requested:
             return

@@ -1,4 +1,4 @@
-"""Leases: the messages held, their heartbeats, and what happens when one is lost."""
+"""Leases: the messages that this worker holds, their heartbeats, and the loss of a lease."""
 
 import asyncio
 import time
@@ -16,8 +16,8 @@ from stt_async.worker.lag import LagMeter
 _log = structlog.get_logger()
 
 HEARTBEAT_TIMEOUT_S = 5.0
-"""For one call, or a tenth of the visibility timeout if that is less: a call that hangs must not outlive the lease. A
-heartbeat that fails is sent again on the next tick, as long as the lease lasts."""
+"""For one call, or a tenth of the visibility timeout if that is shorter: a hanging call must not outlast the lease. A
+failed heartbeat is sent again on the next tick while the lease lasts."""
 
 
 def _unknown() -> None:
@@ -34,9 +34,9 @@ class Lease:
     due_s: float
     margin_s: float
     lost: str | None = None
-    """Why the message is lost; None: it is held."""
+    """The reason if the message is lost; None: it is held."""
     fetched: bool = False
-    """Set by the pipeline: the recording is downloaded, so a refusal of the source no longer concerns the job."""
+    """Set by the pipeline: the recording is downloaded, so an outage of the source does not affect the job."""
     seconds_needed: Callable[[], float | None] = _unknown
     """Set by the pipeline: the current estimate of the job's time from its receive to its end; None: unknown."""
 
@@ -51,14 +51,14 @@ class Lease:
         if self.lost is not None:
             raise LeaseLostError(self.lost)
 
-    def lose(self, why: str) -> None:
+    def lose(self, reason: str) -> None:
         """Mark the message as lost and cancel its job."""
-        self.lost = why
+        self.lost = reason
         self.task.cancel()
 
 
 class Leases:
-    """All messages held by this worker, and the one ticker that extends them in batches.
+    """All messages that this worker holds, and the ticker that extends them in batches.
 
     Args:
         queue: The queue, on a separate client, so that no upload or poll delays a heartbeat.
@@ -113,11 +113,11 @@ class Leases:
             self.ticked_s = now_s = time.monotonic()
             for lease in self._held:
                 if lease.lost is None and now_s >= lease.expires_s:
-                    # SQS may accept an old receipt handle while another worker has the message, so do not ask it.
+                    # No heartbeat: SQS may accept an old receipt handle while another worker holds the message.
                     lease.lose("its visibility timeout is over")
             due = [lease for lease in self._held if lease.lost is None and now_s >= lease.due_s]
             late_s = max((now_s - lease.due_s for lease in due), default=0.0)
-            if (max_s := self._lateness.note(late_s, now_s)) is not None:
+            if (max_s := self._lateness.add(late_s, now_s)) is not None:
                 _log.warning("heartbeat_late", max_s=round(max_s, 3), messages=len(due))
             for start in range(0, len(due), BATCH):
                 async with self._heartbeat_lock:
@@ -130,7 +130,7 @@ class Leases:
     async def _send_heartbeat(self, leases: Sequence[Lease]) -> None:
         if not leases:
             return
-        asked_s = time.monotonic()
+        sent_s = time.monotonic()
         try:
             async with asyncio.timeout(min(HEARTBEAT_TIMEOUT_S, self._margin_s)):
                 failed = await self._queue.extend([lease.message for lease in leases], self._visibility_timeout_s)
@@ -138,13 +138,13 @@ class Leases:
             _log.warning("heartbeat_failed", messages=len(leases), error=str(error) or type(error).__name__)
             failed = {lease.message.receipt_handle: "unreachable" for lease in leases}
         for lease in self._held.intersection(leases):
-            self._apply_result(lease, failed.get(lease.message.receipt_handle), asked_s)
+            self._apply_result(lease, failed.get(lease.message.receipt_handle), sent_s)
 
-    def _apply_result(self, lease: Lease, code: str | None, asked_s: float) -> None:
+    def _apply_result(self, lease: Lease, code: str | None, sent_s: float) -> None:
         if code is None:
-            lease.expires_s = asked_s + self._visibility_timeout_s
-            lease.due_s = asked_s + self._interval_s
+            lease.expires_s = sent_s + self._visibility_timeout_s
+            lease.due_s = sent_s + self._interval_s
         elif is_lost(code):
-            lease.lose(f"SQS says {code}")
+            lease.lose(f"SQS answered {code}")
         elif time.monotonic() > lease.expires_s - self._margin_s:
-            lease.lose(f"no heartbeat came through before the visibility timeout ({code})")
+            lease.lose(f"no heartbeat succeeded before the visibility timeout ({code})")

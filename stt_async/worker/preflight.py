@@ -1,4 +1,4 @@
-"""Preflight: is every service reachable and allowed? Also the breaker's probe, and part of doctor."""
+"""Preflight: every service must be reachable and permitted. Also the breaker's probe, and part of doctor."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
@@ -8,12 +8,12 @@ from stt_async.services.connections import Connections
 from stt_async.settings import Settings
 
 _QUEUE = (
-    "Check STT_SPLIT_QUEUE, AWS_REGION and the AWS credentials, which need sqs:GetQueueUrl and "
-    "sqs:GetQueueAttributes, and, to work, sqs:ReceiveMessage, sqs:ChangeMessageVisibility and sqs:DeleteMessage"
+    "Check STT_SPLIT_QUEUE, AWS_REGION and the AWS credentials, which need sqs:GetQueueUrl, sqs:GetQueueAttributes, "
+    "sqs:ReceiveMessage, sqs:ChangeMessageVisibility and sqs:DeleteMessage"
 )
 _DEAD_LETTERS = (
-    "Check the queue's RedrivePolicy; the AWS credentials need sqs:GetQueueUrl and sqs:GetQueueAttributes on the "
-    "dead-letter queue as well, and, to work, sqs:SendMessage"
+    "Check the queue's RedrivePolicy; the AWS credentials need sqs:GetQueueUrl, sqs:GetQueueAttributes and "
+    "sqs:SendMessage on the dead-letter queue"
 )
 _SOURCE = (
     "Check STT_MINIO_ENDPOINT, STT_MINIO_SECURE, STT_SOURCE_BUCKET, STT_MINIO_ACCESS_KEY and STT_MINIO_SECRET_KEY; "
@@ -48,12 +48,12 @@ async def run_check(name: str, call: Callable[[], Awaitable[str]], advice: str) 
 
 
 async def checks(services: Connections, settings: Settings) -> AsyncIterator[Check]:
-    """Check each service in turn."""
+    """Run the checks, one after the other."""
 
     async def jobs() -> str:
         depth = await (await services.queue()).depth()
         return (
-            f"{depth.visible} waiting, {depth.in_flight} in flight; not tried, since it would touch messages: "
+            f"{depth.visible} waiting, {depth.in_flight} in flight; not tried, as it would receive messages: "
             "sqs:ReceiveMessage, sqs:ChangeMessageVisibility, sqs:DeleteMessage"
         )
 
@@ -61,8 +61,8 @@ async def checks(services: Connections, settings: Settings) -> AsyncIterator[Che
         queue = await services.queue()
         depth = await queue.dead_letter_depth()
         return (
-            f"{depth.visible} waiting; a message goes there after {queue.max_receive_count} receives; "
-            "not tried, since it would leave one: sqs:SendMessage"
+            f"{depth.visible} waiting; SQS moves a message here after {queue.max_receive_count} receives; "
+            "not tried, as it would leave a message: sqs:SendMessage"
         )
 
     async def recordings() -> str:
@@ -70,7 +70,7 @@ async def checks(services: Connections, settings: Settings) -> AsyncIterator[Che
 
     async def segments() -> str:
         await services.sink.probe()
-        return "a missing object reads as missing; put a part and aborted its multipart upload"
+        return "a missing object reads as missing; uploaded a part, and aborted its multipart upload"
 
     yield await run_check(f"queue {settings.split_queue}", jobs, _QUEUE)
     yield await run_check("its dead-letter queue", dead_letters, _DEAD_LETTERS)

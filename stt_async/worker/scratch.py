@@ -1,4 +1,4 @@
-"""Scratch space on disk: a folder for each worker, a room in it for each job, and a bound on what all may take."""
+"""Scratch space on disk: a folder for each worker, in it a folder for each job, and a bound on all of them."""
 
 import errno
 import fcntl
@@ -21,7 +21,7 @@ SHARE_OF_FREE_DISK = 0.8
 
 
 class Scratch:
-    """The scratch space of one worker. To be used on the event loop's thread."""
+    """The scratch space of one worker. Use it on the event loop's thread only."""
 
     def __init__(self, folder: Path, max_bytes: int) -> None:
         self._folder = folder
@@ -29,10 +29,10 @@ class Scratch:
 
     @asynccontextmanager
     async def job_folder(self, needed_bytes: int) -> AsyncIterator[Path]:
-        """Wait, first come first served, until there is so much space; yield an empty folder in it.
+        """Wait, first come first served, for scratch space; yield an empty folder, which is removed at the end.
 
-        One that would never fit waits until it has the whole space to itself. The folder is removed at the end. A full
-        disk halves what is let in together; each job that ends well widens it again.
+        Oversized requests wait for the whole space. A full disk halves the space that jobs may use together; each job
+        that succeeds raises it again.
         """
         async with self._capacity_bytes.take(needed_bytes):
             try:
@@ -40,14 +40,14 @@ class Scratch:
                     yield folder
             except TransientError as error:
                 if error.code == DISK_FULL:
-                    # Others write here too, or the estimates were too low: let fewer in, until it goes well again.
+                    # Other programs fill the disk, or the estimates were too low.
                     self._capacity_bytes.resize(self._capacity_bytes.total // 2)
                     _log.warning("scratch_full", admitted_bytes=self._capacity_bytes.total)
                 raise
             self._capacity_bytes.resize(self._capacity_bytes.total + max(1, self._capacity_bytes.units // 16))
 
     def used_percent(self) -> float:
-        """Return how much of the disk is taken, by whomever."""
+        """Return how full the disk is, by all its users."""
         disk = shutil.disk_usage(self._folder)
         return round(100 * disk.used / (disk.used + disk.free), 1)
 
@@ -56,7 +56,7 @@ class Scratch:
         try:
             folder = Path(tempfile.mkdtemp(prefix="job-", dir=self._folder))
         except OSError as error:
-            raise TransientError(DISK_FULL, f"cannot make a folder in {self._folder}: {error}") from error
+            raise TransientError(DISK_FULL, f"cannot create a folder in {self._folder}: {error}") from error
         try:
             yield folder
         except OSError as error:
@@ -64,7 +64,7 @@ class Scratch:
                 raise TransientError(DISK_FULL, f"no space left in {folder}: {error}") from error
             raise
         finally:
-            # A pool child may live on for a moment after its job was cancelled: out of its sight first, then removed.
+            # Rename first: a pool child may still write here for a moment after its job was cancelled.
             gone = folder.with_suffix(".gone")
             folder.rename(gone)
             shutil.rmtree(gone, ignore_errors=True)
@@ -72,12 +72,12 @@ class Scratch:
 
 @contextmanager
 def open_scratch(scratch_dir: Path, max_bytes: int | None) -> Iterator[Scratch]:
-    """Make this worker's folder below `scratch_dir`, and remove those of workers that died.
+    """Create this worker's folder below `scratch_dir`, and remove the folders of dead workers.
 
-    A worker holds a lock on its folder for as long as it lives (flock: the kernel lets go of it whatever happens).
+    A worker holds a lock on its folder while it lives (flock: the kernel releases it when the process ends).
     """
     scratch_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with _alone_in(scratch_dir):
+    with _exclusive(scratch_dir):
         _remove_abandoned(scratch_dir)
         folder = Path(tempfile.mkdtemp(prefix=f"worker-{os.getpid()}-", dir=scratch_dir))
         lock = _lock(folder)
@@ -90,14 +90,14 @@ def open_scratch(scratch_dir: Path, max_bytes: int | None) -> Iterator[Scratch]:
 
 
 @contextmanager
-def _alone_in(scratch_dir: Path) -> Iterator[None]:
-    """Let workers that start at once come in one by one: a folder not locked yet looks like a dead worker's."""
-    door = os.open(scratch_dir, os.O_RDONLY)
+def _exclusive(scratch_dir: Path) -> Iterator[None]:
+    """Let workers that start at once enter one by one: a folder not locked yet looks like a dead worker's."""
+    descriptor = os.open(scratch_dir, os.O_RDONLY)
     try:
-        fcntl.flock(door, fcntl.LOCK_EX)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
-        os.close(door)
+        os.close(descriptor)
 
 
 def _remove_abandoned(scratch_dir: Path) -> None:
@@ -105,10 +105,10 @@ def _remove_abandoned(scratch_dir: Path) -> None:
         try:
             lock = _lock(folder)
         except OSError:
-            continue  # its worker lives, or has just removed it
+            continue  # its worker lives, or just removed the folder
         with lock:
             shutil.rmtree(folder, ignore_errors=True)
-            _log.info("scratch_removed", folder=str(folder), reason="its worker is gone")
+            _log.info("scratch_removed", folder=str(folder), reason="its worker is dead")
 
 
 def _lock(folder: Path) -> IO[bytes]:

@@ -1,4 +1,4 @@
-"""Every reason to stop, as one StopSignal(reason, deadline) that can only be shortened."""
+"""The request to stop: a reason, and a deadline that can only be shortened."""
 
 import asyncio
 import signal
@@ -16,21 +16,21 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 @dataclass(frozen=True, slots=True)
 class StopSignal:
-    """Why we stop, and when (monotonic clock) what is unfinished goes back to the queue."""
+    """Why the worker stops, and when (monotonic clock) it releases unfinished jobs."""
 
     reason: str
     deadline_s: float
 
 
 class Stop:
-    """The one place that knows whether, why and until when we stop. To be used on the event loop's thread."""
+    """The request to stop, if any. Use it on the event loop's thread only."""
 
     def __init__(self) -> None:
         self.signal: StopSignal | None = None
         self._changed = asyncio.Event()
 
     def request(self, reason: str, *, within_s: float) -> None:
-        """Ask to stop within `within_s` seconds; a later deadline than the one that stands changes nothing."""
+        """Request a stop within `within_s` seconds. A deadline later than the current one changes nothing."""
         deadline_s = time.monotonic() + within_s
         if self.signal is not None and self.signal.deadline_s <= deadline_s:
             return
@@ -40,16 +40,16 @@ class Stop:
 
     @property
     def requested(self) -> bool:
-        """Whether anybody asked."""
+        """Whether a stop was requested."""
         return self.signal is not None
 
     async def wait(self) -> None:
-        """Return as soon as anybody has asked."""
+        """Return as soon as a stop is requested."""
         while self.signal is None:
             await self._next_change()
 
     async def wait_deadline(self) -> None:
-        """Return when the deadline has passed, however often it was shortened meanwhile."""
+        """Return when the deadline has passed, even if it is shortened meanwhile."""
         await self.wait()
         while self.signal is not None and (left_s := self.signal.deadline_s - time.monotonic()) > 0:
             try:
@@ -59,7 +59,7 @@ class Stop:
                 continue
 
     async def sleep(self, delay_s: float) -> None:
-        """Sleep, but no longer than until somebody asks to stop."""
+        """Sleep, at most until a stop is requested."""
         try:
             async with asyncio.timeout(delay_s):
                 await self.wait()
@@ -73,7 +73,7 @@ class Stop:
 
 @contextmanager
 def on_signals(stop: Stop, *, drain_timeout_s: float) -> Iterator[None]:
-    """SIGTERM and SIGINT drain; the second one releases everything at once; the third kills as usual."""
+    """Drain on SIGTERM or SIGINT, release everything at the second signal, and let the third kill the process."""
     loop = asyncio.get_running_loop()
     received = 0
 

@@ -1,4 +1,4 @@
-"""What systemd hears from us (sd_notify): ready, stopping, alive; the last only while everything makes progress."""
+"""Notifications to systemd (sd_notify): ready, stopping, and alive while every activity makes progress."""
 
 import asyncio
 import socket
@@ -14,17 +14,17 @@ _log = structlog.get_logger()
 
 STATUS_INTERVAL_S = 10.0
 EXTRA_STOP_S = 30.0
-"""Beyond the deadline of a drain: giving back, ending the pool, a lifecycle hook."""
+"""After the deadline of a drain: release messages, end the pool, complete a lifecycle hook."""
 
 
 def notify(address: str, *lines: str) -> None:
-    """Tell systemd, if it listens: one datagram, never waited for.
+    """Send one datagram to systemd, without blocking; nothing if `address` is empty.
 
     https://www.freedesktop.org/software/systemd/man/latest/sd_notify.html
     """
     if not address:
         return
-    # A leading @ is how an abstract socket is written.
+    # A leading @ denotes an abstract socket.
     target = f"\0{address[1:]}" if address.startswith("@") else address
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK) as sender:
@@ -39,7 +39,7 @@ class Activity:
 
     name: str
     last_s: Callable[[], float | None]
-    """When it last did (monotonic clock); None while there is nothing for it to do."""
+    """When it last made progress (monotonic clock); None: it has nothing to do."""
     stall_timeout_s: float
 
 
@@ -53,15 +53,15 @@ def stalled(activities: Sequence[Activity], now_s: float) -> list[str]:
 
 
 class Watchdog:
-    """Keeps systemd informed from the first receive on.
+    """Reports to systemd from the first receive on.
 
-    It runs on the event loop: a loop that is blocked sends nothing, and systemd ends and restarts the worker.
+    It runs on the event loop: a blocked loop sends nothing, so systemd kills and restarts the worker.
 
     Args:
-        address: systemd's socket; empty: nobody listens.
-        timeout_s: systemd restarts us after this long without a sign of life; 0: it does not watch.
-        activities: Must all make progress for a sign of life.
-        status: A sentence for `systemctl status`.
+        address: systemd's socket; empty: the worker does not run under systemd.
+        timeout_s: systemd restarts the worker after this long without a keep-alive; 0: systemd does not watch.
+        activities: All must make progress, or no keep-alive is sent.
+        status: Returns the text for `systemctl status`.
     """
 
     def __init__(
@@ -74,23 +74,22 @@ class Watchdog:
         self._was_stalled: list[str] = []
 
     async def run(self) -> None:
-        """Send a sign of life twice in each timeout, until cancelled."""
+        """Check twice in each timeout, until cancelled."""
         while self._address:
             self.check()
             await asyncio.sleep(self._interval_s)
 
     async def announce(self, stop: Stop) -> None:
-        """Tell once that we stop, and how much longer than `TimeoutStopSec=` that may take."""
+        """Once a stop is requested, report it, and extend `TimeoutStopSec=` to the end of the drain."""
         await stop.wait()
         if stop.signal is not None:
             left_s = max(0.0, stop.signal.deadline_s - time.monotonic()) + EXTRA_STOP_S
             notify(self._address, "STOPPING=1", f"EXTEND_TIMEOUT_USEC={left_s * 1e6:.0f}")
 
     def check(self) -> None:
-        """Send one sign of life, if we live."""
+        """Send the status, and a keep-alive unless an activity is stalled."""
         names = stalled(self._activities, time.monotonic())
         if names != self._was_stalled:
             _log.error("watchdog_withheld", stalled=names) if names else _log.info("watchdog_resumed")
             self._was_stalled = names
-        signs = [f"STATUS={self._status()}"] + ([] if names else ["WATCHDOG=1"])
-        notify(self._address, *signs)
+        notify(self._address, f"STATUS={self._status()}", *([] if names else ["WATCHDOG=1"]))

@@ -38,7 +38,7 @@ async def test_one_that_fails_is_sent_again_and_nothing_happens(
 @pytest.mark.parametrize(
     ("fault", "why"),
     [
-        pytest.param(error(500, "InternalError"), "no heartbeat came through", id="for the whole lease"),
+        pytest.param(error(500, "InternalError"), "no heartbeat succeeded", id="for the whole lease"),
         pytest.param(failed_entry("MessageNotInflight"), "MessageNotInflight", id="not in flight"),
         pytest.param(failed_entry("ReceiptHandleIsInvalid"), "ReceiptHandleIsInvalid", id="handle invalid"),
     ],

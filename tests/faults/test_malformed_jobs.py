@@ -44,7 +44,7 @@ def _malformed(site: Site) -> dict[str, tuple[str, str]]:
         "wrong type": (but(source_size="12"), "source_size: "),
         "wrong type inside": (but(metadata=["a"]), "metadata: "),
         "not a number": (but(max_duration=True), "max_duration: "),
-        "both formats": (but(raw_audio_path=older), "stand in one message"),
+        "both formats": (but(raw_audio_path=older), "are in one message"),
         "control character": (but(source_key="a\x1b[31m.wav"), "U+001B"),
         "out of bounds": (but(max_duration=61), "max_duration: "),
     }

@@ -168,7 +168,7 @@ def test_after_the_block_the_logs_are_as_before(capfd: pytest.CaptureFixture[str
     assert "log-writer" not in {thread.name for thread in threading.enumerate()}
 
 
-def told(dropped: int) -> bytes:
+def report(dropped: int) -> bytes:
     return b"dropped %d" % dropped
 
 
@@ -198,7 +198,7 @@ def test_a_sink_that_nobody_reads_costs_lines_and_their_number_is_told_where_the
     pipe: tuple[int, int],
 ) -> None:
     reader, sink = pipe
-    writer = logs.Writer(sink, most_bytes=10_000, told=told)
+    writer = logs.Writer(sink, most_bytes=10_000, report=report)
     numbered = [b"%06d" % number + b"." * 94 for number in range(2000)]
     for line in numbered:
         writer.write(line)
@@ -214,7 +214,7 @@ def test_a_sink_that_fails_for_a_while_is_told_of_what_it_has_not_got(pipe: tupl
     reader, sink = pipe
     full = os.open("/dev/full", os.O_WRONLY)
     through = os.dup(full)
-    writer = logs.Writer(through, most_bytes=10_000, told=told)
+    writer = logs.Writer(through, most_bytes=10_000, report=report)
     for number in range(3):
         writer.write(b"lost %d" % number)
     until(lambda: writer._dropped == 3)
@@ -229,7 +229,7 @@ def test_a_sink_that_fails_for_a_while_is_told_of_what_it_has_not_got(pipe: tupl
 def test_a_broken_pipe_costs_lines_alone(pipe: tuple[int, int]) -> None:
     reader, sink = pipe
     os.close(reader)
-    writer = logs.Writer(sink, most_bytes=10_000, told=told)
+    writer = logs.Writer(sink, most_bytes=10_000, report=report)
     writer.write(b"lost")
     writer.close(5)
     assert writer._dropped == 1
@@ -238,7 +238,7 @@ def test_a_broken_pipe_costs_lines_alone(pipe: tuple[int, int]) -> None:
 def test_a_torn_line_does_not_spoil_the_next(pipe: tuple[int, int]) -> None:
     reader, sink = pipe
     os.set_blocking(sink, False)
-    writer = logs.Writer(sink, most_bytes=10_000_000, told=told)
+    writer = logs.Writer(sink, most_bytes=10_000_000, report=report)
     torn = b"x" * 1_000_000
     writer.write(torn)
     until(lambda: writer._dropped == 1)
@@ -251,7 +251,7 @@ def test_a_torn_line_does_not_spoil_the_next(pipe: tuple[int, int]) -> None:
 
 def test_the_end_waits_a_bounded_time_for_a_sink_that_nobody_reads(pipe: tuple[int, int]) -> None:
     _, sink = pipe
-    writer = logs.Writer(sink, most_bytes=10_000_000, told=told)
+    writer = logs.Writer(sink, most_bytes=10_000_000, report=report)
     for _ in range(100):
         writer.write(b"." * 10_000)
     writer.close(0.05)
@@ -261,7 +261,7 @@ def test_the_end_waits_a_bounded_time_for_a_sink_that_nobody_reads(pipe: tuple[i
 
 def test_what_was_dropped_is_told_at_the_end_if_no_line_comes_after(pipe: tuple[int, int]) -> None:
     reader, sink = pipe
-    writer = logs.Writer(sink, most_bytes=10, told=told)
+    writer = logs.Writer(sink, most_bytes=10, report=report)
     writer.write(b"far too long for the room there is")
     writer.close(5)
     assert read_lines(reader, until=b"dropped 1") == [b"dropped 1"]

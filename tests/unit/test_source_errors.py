@@ -11,7 +11,7 @@ import pytest
 from miniopy_async.error import InvalidResponseError, MinioException, S3Error, ServerError
 
 from stt_async.errors import UNREACHABLE, ClassifiedError, DependencyError, OutageError, PermanentError, TransientError
-from stt_async.services.source import _ReplacedError, _translated
+from stt_async.services.minio import ReplacedError, translated_minio
 
 WHAT = "MinIO (audio/amdo/001.mp3)"
 
@@ -61,7 +61,7 @@ def connector_error(kind: type[aiohttp.ClientConnectorError], cause: Any) -> aio
     ids=lambda value: re.sub(r"<Mock id='\d+'>", "connection", ascii(value)) if isinstance(value, Exception) else "",
 )
 def test_each_error_has_its_class(error: Exception, kind: type[ClassifiedError], code: str) -> None:
-    with pytest.raises(ClassifiedError) as caught, _translated(WHAT):
+    with pytest.raises(ClassifiedError) as caught, translated_minio(WHAT):
         raise error
     assert type(caught.value) is kind
     assert caught.value.code == code
@@ -71,12 +71,12 @@ def test_each_error_has_its_class(error: Exception, kind: type[ClassifiedError],
 
 @pytest.mark.parametrize("error", [s3_error("PreconditionFailed", 412), InvalidResponseError(412, None, None)], ids=str)
 def test_a_failed_if_match_is_no_failure_yet(error: Exception) -> None:
-    with pytest.raises(_ReplacedError), _translated(WHAT):
+    with pytest.raises(ReplacedError), translated_minio(WHAT):
         raise error
 
 
 def test_what_is_ours_passes() -> None:
     error = TransientError("disk_full", "no space")
-    with pytest.raises(TransientError) as caught, _translated(WHAT):
+    with pytest.raises(TransientError) as caught, translated_minio(WHAT):
         raise error
     assert caught.value is cast("object", error)

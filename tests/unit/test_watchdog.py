@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stt_async.worker import lag
-from stt_async.worker.lag import TELL_INTERVAL_S, THRESHOLD_S, LagMeter
+from stt_async.worker.lag import REPORT_INTERVAL_S, THRESHOLD_S, LagMeter
 from stt_async.worker.stop import Stop
 from stt_async.worker.watchdog import Activity, Watchdog, notify, stalled
 from tests.unit.fakes import beside, until
@@ -131,15 +131,15 @@ class TestWatchdog:
 class TestLag:
     def test_what_is_short_is_not_told(self) -> None:
         meter = LagMeter(THRESHOLD_S)
-        assert meter.note(THRESHOLD_S * 0.9, 0.0) is None
+        assert meter.add(THRESHOLD_S * 0.9, 0.0) is None
 
     def test_the_maximum_is_told_once_a_minute(self) -> None:
         meter = LagMeter(THRESHOLD_S)
-        assert meter.note(2.0, 100.0) == 2.0
-        assert meter.note(7.0, 101.0) is None
-        assert meter.note(3.0, 102.0) is None
-        assert meter.note(0.0, 100.0 + TELL_INTERVAL_S) == 7.0
-        assert meter.note(0.0, 100.0 + 2 * TELL_INTERVAL_S) is None
+        assert meter.add(2.0, 100.0) == 2.0
+        assert meter.add(7.0, 101.0) is None
+        assert meter.add(3.0, 102.0) is None
+        assert meter.add(0.0, 100.0 + REPORT_INTERVAL_S) == 7.0
+        assert meter.add(0.0, 100.0 + 2 * REPORT_INTERVAL_S) is None
 
     async def test_a_blocked_loop_is_told(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(lag, "TICK_S", 0.001)
