@@ -1,4 +1,4 @@
-"""For unit tests: Hypothesis without deadlines (machines differ), and an environment without our settings."""
+"""Hypothesis without deadlines, as machines differ, and an environment without settings."""
 
 import os
 
@@ -11,7 +11,7 @@ hypothesis.settings.load_profile("unit")
 
 @pytest.fixture
 def bare_environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """Without any STT_* or AWS_* variable; what a test adds through it, or an env file does, goes with the test."""
+    """An environment without STT_* and AWS_* variables, restored after the test."""
     monkeypatch.setattr(os, "environ", os.environ.copy())
     for name in list(os.environ):
         if name.startswith(("STT_", "AWS_")):

@@ -1,4 +1,4 @@
-"""Small stand-ins for the world outside: a queue in memory, a pipeline that does as told, a manifest to look at."""
+"""Small stand-ins: a queue in memory, a pipeline with scripted jobs, a manifest."""
 
 import asyncio
 import time
@@ -21,20 +21,26 @@ from stt_async.worker.running_jobs import RunningJobs
 from stt_async.worker.settlement import Outcome
 from stt_async.worker.stop import Stop
 
-PATIENCE_S = 5.0
-"""What a test waits for happens in milliseconds; after this long it never will."""
+TIMEOUT_S = 5.0
+"""For conditions that come true within milliseconds."""
 
 
-async def until(condition: Callable[[], object]) -> None:
-    """Let others run until `condition` is true."""
-    async with asyncio.timeout(PATIENCE_S):
+async def wait_until(condition: Callable[[], object]) -> None:
+    """Let other tasks run until `condition` is true."""
+    async with asyncio.timeout(TIMEOUT_S):
         while not condition():  # noqa: ASYNC110 - any condition, not one that has an event
             await asyncio.sleep(0.001)
 
 
+async def run_ready_tasks() -> None:
+    """Let every task run as far as it can without an event, for a test that something does not happen."""
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
 @asynccontextmanager
-async def beside(*works: Coroutine[Any, Any, object]) -> AsyncIterator[list[asyncio.Task[object]]]:
-    """Run `works` while the block runs, cancel what is left of them at its end."""
+async def background(*works: Coroutine[Any, Any, object]) -> AsyncIterator[list[asyncio.Task[object]]]:
+    """Run `works` beside the block; cancel those that still run at its end."""
     tasks = [asyncio.create_task(work) for work in works]
     try:
         yield tasks
@@ -59,7 +65,7 @@ def message(name: str, *, receive_count: int = 1, age_s: float = 0.0) -> Message
 
 
 class FakeQueue(JobQueue):
-    """A queue in memory. Every call that settles a message is in `calls`, in order."""
+    """A queue in memory. `calls` holds each call that settles a message, in order."""
 
     def __init__(self, *messages: Message, poll_s: float = 0.002) -> None:
         super().__init__(
@@ -67,82 +73,82 @@ class FakeQueue(JobQueue):
         )
         self.waiting = list(messages)
         self.poll_s = poll_s
-        self.gate: asyncio.Event | None = None
-        """While it is not set, a poll does not end."""
+        self.receive_gate: asyncio.Event | None = None
+        """A poll ends only after it is set."""
         self.polling = False
-        """Whether a poll stands before the gate."""
-        self.asked: list[int] = []
-        """How many messages each poll asked for."""
+        """Whether a poll waits for the gate."""
+        self.polls: list[int] = []
+        """How many messages each poll requested."""
         self.receive_errors: list[Exception] = []
         self.calls: list[tuple[str, str, object]] = []
         self.settle_error: SttError | None = None
-        self.beats: list[list[str]] = []
-        self.beat_gate: asyncio.Event | None = None
-        self.beat_error: ClassifiedError | None = None
-        self.beat_codes: dict[str, str] = {}
+        self.heartbeats: list[list[str]] = []
+        self.heartbeat_gate: asyncio.Event | None = None
+        self.heartbeat_error: ClassifiedError | None = None
+        self.heartbeat_codes: dict[str, str] = {}
         self.depths: list[Depth | ClassifiedError] = []
-        self.looks = 0
+        self.depth_calls = 0
 
     async def receive(self, *, most: int, wait_time_s: int, visibility_timeout_s: int) -> list[Message]:
         del wait_time_s, visibility_timeout_s
-        self.asked.append(most)
+        self.polls.append(most)
         if self.receive_errors:
             raise self.receive_errors.pop(0)
-        if self.gate is not None:
+        if self.receive_gate is not None:
             self.polling = True
-            await self.gate.wait()
+            await self.receive_gate.wait()
         elif not self.waiting:
             await asyncio.sleep(self.poll_s)
         batch = min(most, 10)
-        given, self.waiting = self.waiting[:batch], self.waiting[batch:]
-        return given
+        received, self.waiting = self.waiting[:batch], self.waiting[batch:]
+        return received
 
     async def extend(self, messages: Sequence[Message], visibility_timeout_s: int) -> dict[str, str]:
         del visibility_timeout_s
-        self.beats.append([each.message_id for each in messages])
-        if self.beat_gate is not None:
-            await self.beat_gate.wait()
-        if self.beat_error is not None:
-            raise self.beat_error
-        return {m.receipt_handle: self.beat_codes[m.message_id] for m in messages if m.message_id in self.beat_codes}
+        self.heartbeats.append([each.message_id for each in messages])
+        if self.heartbeat_gate is not None:
+            await self.heartbeat_gate.wait()
+        if self.heartbeat_error is not None:
+            raise self.heartbeat_error
+        codes = self.heartbeat_codes
+        return {each.receipt_handle: codes[each.message_id] for each in messages if each.message_id in codes}
 
     async def release(self, message: Message, *, after_s: int) -> None:
-        self._settled("release", message, after_s)
+        self._record("release", message, after_s)
 
     async def delete(self, message: Message) -> None:
-        self._settled("delete", message, None)
+        self._record("delete", message, None)
 
     async def dead_letter(self, message: Message, error: ClassifiedError) -> None:
-        self._settled("dead_letter", message, error.code)
+        self._record("dead_letter", message, error.code)
 
     async def depth(self) -> Depth:
-        self.looks += 1
+        self.depth_calls += 1
         await asyncio.sleep(0)
         depth = self.depths.pop(0) if len(self.depths) > 1 else self.depths[0]
         if isinstance(depth, ClassifiedError):
             raise depth
         return depth
 
-    def beaten(self, name: str) -> int:
-        """How often a heartbeat of this message was sent."""
-        return sum(name in batch for batch in self.beats)
+    def count_heartbeats(self, name: str) -> int:
+        return sum(name in batch for batch in self.heartbeats)
 
-    def _settled(self, what: str, message: Message, detail: object) -> None:
-        self.calls.append((what, message.message_id, detail))
+    def _record(self, action: str, message: Message, detail: object) -> None:
+        self.calls.append((action, message.message_id, detail))
         if self.settle_error is not None:
             raise self.settle_error
 
 
 class FakePipeline:
-    """Does with a message what `does` says for its body; without that, it is done at once."""
+    """Runs the action of a message's body. A job without an action succeeds at once."""
 
-    def __init__(self, does: Mapping[str, Callable[[], Awaitable[object]]]) -> None:
-        self.does = dict(does)
+    def __init__(self, actions: Mapping[str, Callable[[], Awaitable[object]]]) -> None:
+        self.actions = dict(actions)
         self.fetched: set[str] = set()
-        """The jobs that have their recording from the first moment."""
+        """The jobs that count as downloaded from their start."""
         self.needed_s: dict[str, float] = {}
-        """How long a job is estimated to take."""
-        self.asked: list[str] = []
+        """The estimated time of each job."""
+        self.estimates_read: list[str] = []
         """The jobs whose estimate was read, in order."""
         self.started: list[str] = []
         self.running = 0
@@ -154,15 +160,15 @@ class FakePipeline:
         lease.fetched = body in self.fetched
 
         def seconds_needed() -> float | None:
-            self.asked.append(body)
+            self.estimates_read.append(body)
             return self.needed_s.get(body)
 
         lease.seconds_needed = seconds_needed
         self.running += 1
         self.most_running = max(self.most_running, self.running)
         try:
-            if body in self.does:
-                await self.does[body]()
+            if body in self.actions:
+                await self.actions[body]()
         finally:
             self.running -= 1
         return Outcome("job_succeeded", {"segments": 1})
@@ -175,7 +181,7 @@ OUTAGE_DELAY_S = 60
 
 @dataclass
 class RunningDaemon:
-    """A daemon that runs, and what it runs on."""
+    """A daemon that runs, and its parts."""
 
     queue: FakeQueue
     pipeline: FakePipeline
@@ -188,27 +194,27 @@ class RunningDaemon:
     idle_s: list[float] = field(default_factory=list)
 
     async def drain(self, *, within_s: float = LONG_S) -> None:
-        """Ask to stop, and wait for the daemon's end."""
+        """Request a stop, and wait for the end of the daemon."""
         self.stop.request("test", within_s=within_s)
-        async with asyncio.timeout(PATIENCE_S):
+        async with asyncio.timeout(TIMEOUT_S):
             await self.run
 
 
-async def in_order() -> None:
-    """A probe that finds everything in order."""
+async def healthy() -> None:
+    """A probe that finds no failing service."""
 
 
 @asynccontextmanager
-async def working(
+async def daemon_on(
     messages: Sequence[Message],
     *,
     slots: int = 4,
     job_timeout_s: float = LONG_S,
-    probe: Callable[[], Awaitable[None]] = in_order,
-    does: Mapping[str, Callable[[], Awaitable[object]]] | None = None,
+    probe: Callable[[], Awaitable[None]] = healthy,
+    actions: Mapping[str, Callable[[], Awaitable[object]]] | None = None,
 ) -> AsyncIterator[RunningDaemon]:
-    """Run a daemon over these messages. When the block ends, the daemon has ended and holds no job."""
-    queue, pipeline, stop = FakeQueue(*messages), FakePipeline(does or {}), Stop()
+    """Run a daemon over these messages until the block ends; then check that it holds no job."""
+    queue, pipeline, stop = FakeQueue(*messages), FakePipeline(actions or {}), Stop()
     leases, breaker = Leases(queue, VISIBILITY_S), Breaker(probe)
     leases._tick_s = 0.001
     idle_s: list[float] = []
@@ -234,14 +240,14 @@ async def working(
         visibility_timeout_s=VISIBILITY_S,
         when_idle=when_idle,
     )
-    async with beside(daemon.run(), leases.run(), breaker.run(), daemon.release_unfinishable()) as [run, *_]:
+    async with background(daemon.run(), leases.run(), breaker.run(), daemon.release_unfinishable()) as [run, *_]:
         yield RunningDaemon(queue, pipeline, stop, breaker, leases, jobs, daemon, run, idle_s)
     assert pipeline.running == 0
     assert not leases._held
 
 
 def raises(error: BaseException) -> Callable[[], Awaitable[None]]:
-    """For FakePipeline: a job that fails."""
+    """Return the action of a job that fails."""
 
     async def fail() -> None:
         raise error
@@ -250,7 +256,7 @@ def raises(error: BaseException) -> Callable[[], Awaitable[None]]:
 
 
 def a_job(**changes: Any) -> SplitJob:
-    """A valid job, with these fields changed."""
+    """A valid job with these changes."""
     return SplitJob(
         **{
             "job_id": "split-1",
@@ -266,7 +272,7 @@ def a_job(**changes: Any) -> SplitJob:
 
 
 def a_segment(**changes: Any) -> Segment:
-    """A segment of one second, with these fields changed."""
+    """A segment of one second with these changes."""
     return Segment(
         **{
             "filename": "segment_00001-3fa9c2d1.flac",
@@ -285,7 +291,7 @@ def a_segment(**changes: Any) -> Segment:
 
 
 def a_recording(**changes: Any) -> Recording:
-    """What was decoded: ten seconds, with these fields changed."""
+    """A recording of ten seconds with these changes."""
     return Recording(
         **{
             "source_bytes": 4000,
@@ -303,7 +309,7 @@ def a_recording(**changes: Any) -> Recording:
 
 
 def a_result(**changes: Any) -> SplitResult:
-    """What the split found: one segment, with these fields changed."""
+    """The result of a split, one segment, with these changes."""
     return SplitResult(
         **{
             "recording": a_recording(),
@@ -326,7 +332,7 @@ def a_manifest(
     *,
     source_etag: str | None = "e1",
 ) -> Manifest:
-    """The manifest of a job that has been done."""
+    """The manifest of a finished job."""
     return Manifest.from_result(
         job or a_job(),
         result or a_result(),

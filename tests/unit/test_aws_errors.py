@@ -1,4 +1,4 @@
-"""What botocore's errors mean for a job."""
+"""The failure classes of botocore's errors."""
 
 import aiohttp
 import pytest
@@ -32,15 +32,11 @@ from stt_async.services.aws import error_code, translated
 URL = "https://sqs.us-east-1.amazonaws.com/"
 
 
-def test_an_upload_that_was_aborted_is_not_tried_again_within_the_call() -> None:
-    assert type(meaning(answer("NoSuchUpload"))) is RetryJobError
-
-
 def answer(code: str) -> ClientError:
     return ClientError({"Error": {"Code": code, "Message": "because"}}, "SendMessage")
 
 
-def meaning(error: BaseException) -> ClassifiedError:
+def failure(error: BaseException) -> ClassifiedError:
     with pytest.raises(ClassifiedError) as caught, translated("SQS"):
         raise error
     assert caught.value.__cause__ is error
@@ -67,8 +63,8 @@ def meaning(error: BaseException) -> ClassifiedError:
         "AWS.SimpleQueueService.NonExistentQueue",
     ],
 )
-def test_a_refusal_of_everyone_is_of_the_environment(code: str) -> None:
-    error = meaning(answer(code))
+def test_refusal_is_a_dependency_error(code: str) -> None:
+    error = failure(answer(code))
     assert isinstance(error, DependencyError)
     assert error.code == code
     assert "SendMessage" in error.message
@@ -78,8 +74,8 @@ def test_a_refusal_of_everyone_is_of_the_environment(code: str) -> None:
 @pytest.mark.parametrize(
     "code", ["ExpiredToken", "ExpiredTokenException", "RequestExpired", "RequestTimeTooSkewed", "TokenRefreshRequired"]
 )
-def test_credentials_or_a_clock_that_may_be_put_right_are_tried_again(code: str) -> None:
-    error = meaning(answer(code))
+def test_expired_credentials_or_a_wrong_clock_are_an_outage(code: str) -> None:
+    error = failure(answer(code))
     assert isinstance(error, OutageError)
     assert error.code == code
 
@@ -87,8 +83,8 @@ def test_credentials_or_a_clock_that_may_be_put_right_are_tried_again(code: str)
 @pytest.mark.parametrize(
     "code", ["InternalError", "500", "503", "SlowDown", "Throttling", "RequestThrottled", "ConditionalRequestConflict"]
 )
-def test_any_other_answer_may_pass(code: str) -> None:
-    error = meaning(answer(code))
+def test_any_other_code_is_transient(code: str) -> None:
+    error = failure(answer(code))
     assert isinstance(error, TransientError)
     assert error.code == code
 
@@ -102,8 +98,8 @@ def test_any_other_answer_may_pass(code: str) -> None:
     ],
     ids=lambda error: type(error).__name__,
 )
-def test_without_credentials_it_is_the_environment(error: Exception) -> None:
-    found = meaning(error)
+def test_missing_credentials_are_an_outage(error: Exception) -> None:
+    found = failure(error)
     assert isinstance(found, OutageError)
     assert found.code == "no_credentials"
 
@@ -118,8 +114,8 @@ def test_without_credentials_it_is_the_environment(error: Exception) -> None:
     ],
     ids=lambda error: type(error).__name__,
 )
-def test_out_of_reach_is_of_the_environment_and_tried_again(error: Exception) -> None:
-    found = meaning(error)
+def test_unreachable_service_is_an_outage(error: Exception) -> None:
+    found = failure(error)
     assert isinstance(found, OutageError)
     assert found.code == UNREACHABLE
 
@@ -138,8 +134,8 @@ def test_out_of_reach_is_of_the_environment_and_tried_again(error: Exception) ->
     ],
     ids=lambda error: type(error).__name__,
 )
-def test_a_connection_that_broke_may_pass(error: Exception) -> None:
-    found = meaning(error)
+def test_broken_connection_is_transient(error: Exception) -> None:
+    found = failure(error)
     assert isinstance(found, TransientError)
     assert found.code == "connection_broken"
     assert found.message.removeprefix("SQS: ")
@@ -150,12 +146,16 @@ def test_a_connection_that_broke_may_pass(error: Exception) -> None:
     [PermanentError("a", "b"), LeaseLostError("c"), ZeroDivisionError()],
     ids=lambda error: type(error).__name__,
 )
-def test_what_is_not_botocores_passes(error: Exception) -> None:
+def test_other_errors_pass_unchanged(error: Exception) -> None:
     with pytest.raises(type(error)) as caught, translated("SQS"):
         raise error
     assert caught.value is error
 
 
+def test_aborted_upload_needs_a_new_attempt() -> None:
+    assert type(failure(answer("NoSuchUpload"))) is RetryJobError
+
+
 @pytest.mark.parametrize("response", [{}, {"Error": {}}])
-def test_an_answer_without_a_code_has_one(response: dict[str, dict[str, str]]) -> None:
+def test_answer_without_a_code_has_the_code_unknown(response: dict[str, dict[str, str]]) -> None:
     assert error_code(ClientError(response, "GetObject")) == "unknown"  # type: ignore[arg-type]  # as some servers answer

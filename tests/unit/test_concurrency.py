@@ -1,4 +1,4 @@
-"""Work finished although we are cancelled, many tasks with one error, the first of several."""
+"""Work that survives cancellation, many tasks with one error, the first of several."""
 
 import asyncio
 import gc
@@ -7,10 +7,10 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from stt_async.concurrency import finish_despite_cancel, first_of, gather_or_cancel
-from tests.unit.fakes import PATIENCE_S, until
+from tests.unit.fakes import TIMEOUT_S, wait_until
 
 
-async def _give(value: int) -> int:
+async def _return(value: int) -> int:
     await asyncio.sleep(0)
     return value
 
@@ -21,11 +21,11 @@ async def _fail(error: Exception) -> int:
 
 
 class Lingering:
-    """Work that goes on until cancelled, and takes a few turns of the loop to end then."""
+    """Work that runs until cancelled, and then takes a few turns of the loop to end."""
 
-    def __init__(self, last_words: Exception | None = None) -> None:
+    def __init__(self, clean_up_error: Exception | None = None) -> None:
         self.started = self.cleaned = False
-        self._last_words = last_words
+        self._clean_up_error = clean_up_error
 
     async def run(self) -> int:
         self.started = True
@@ -35,8 +35,8 @@ class Lingering:
             for _ in range(3):
                 await asyncio.sleep(0)
             self.cleaned = True
-            if self._last_words is not None:
-                raise self._last_words
+            if self._clean_up_error is not None:
+                raise self._clean_up_error
         return 0
 
 
@@ -44,17 +44,17 @@ def _others() -> set[asyncio.Task[object]]:
     return asyncio.all_tasks() - {asyncio.current_task()}
 
 
-async def test_to_the_end_returns_the_result() -> None:
-    assert await finish_despite_cancel(_give(7)) == 7
+async def test_finish_despite_cancel_returns_the_result() -> None:
+    assert await finish_despite_cancel(_return(7)) == 7
 
 
-async def test_to_the_end_raises_the_error() -> None:
+async def test_finish_despite_cancel_raises_the_error() -> None:
     with pytest.raises(ValueError, match="broken"):
         await finish_despite_cancel(_fail(ValueError("broken")))
 
 
 @pytest.mark.parametrize("times", [1, 2, 5])
-async def test_to_the_end_finishes_however_often_it_is_cancelled(times: int) -> None:
+async def test_finish_despite_cancel_finishes_after_repeated_cancellation(times: int) -> None:
     go, finished = asyncio.Event(), False
 
     async def work() -> None:
@@ -75,7 +75,7 @@ async def test_to_the_end_finishes_however_often_it_is_cancelled(times: int) -> 
     assert not _others()
 
 
-async def test_to_the_end_raises_the_cancellation_rather_than_the_error() -> None:
+async def test_finish_despite_cancel_raises_cancellation_over_an_error() -> None:
     go = asyncio.Event()
 
     async def work() -> None:
@@ -90,7 +90,7 @@ async def test_to_the_end_raises_the_cancellation_rather_than_the_error() -> Non
         await task
 
 
-async def test_together_returns_results_in_order() -> None:
+async def test_gather_or_cancel_returns_results_in_order() -> None:
     first = asyncio.Event()
 
     async def slow() -> int:
@@ -105,7 +105,7 @@ async def test_together_returns_results_in_order() -> None:
     assert await gather_or_cancel([]) == []
 
 
-async def test_together_raises_the_bare_error_and_leaves_no_task() -> None:
+async def test_gather_or_cancel_raises_the_bare_error_and_leaves_no_task() -> None:
     lingering = Lingering()
     with pytest.raises(ValueError, match="broken"):
         await gather_or_cancel([lingering.run(), _fail(ValueError("broken"))])
@@ -113,7 +113,7 @@ async def test_together_raises_the_bare_error_and_leaves_no_task() -> None:
     assert not _others()
 
 
-async def test_together_failed_leaves_no_cancellation_behind() -> None:
+async def test_failed_gather_or_cancel_leaves_its_task_uncancelled() -> None:
     me = asyncio.current_task()
     assert me is not None
     with pytest.raises(ValueError, match="broken"):
@@ -121,10 +121,10 @@ async def test_together_failed_leaves_no_cancellation_behind() -> None:
     assert me.cancelling() == 0
 
 
-async def test_together_cancelled_cancels_all() -> None:
+async def test_cancelled_gather_or_cancel_cancels_all() -> None:
     lingering = [Lingering(), Lingering()]
     task = asyncio.create_task(gather_or_cancel(each.run() for each in lingering))
-    await until(lambda: all(each.started for each in lingering))
+    await wait_until(lambda: all(each.started for each in lingering))
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
@@ -132,10 +132,10 @@ async def test_together_cancelled_cancels_all() -> None:
     assert not _others()
 
 
-async def test_together_stays_cancelled_when_a_work_fails_at_its_cancellation() -> None:
+async def test_gather_or_cancel_raises_cancellation_over_a_clean_up_error() -> None:
     lingering = Lingering(ValueError("broken while cleaning up"))
     task = asyncio.create_task(gather_or_cancel([lingering.run()]))
-    await until(lambda: lingering.started)
+    await wait_until(lambda: lingering.started)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
@@ -143,12 +143,12 @@ async def test_together_stays_cancelled_when_a_work_fails_at_its_cancellation() 
 
 async def test_first_of_returns_when_one_ends_and_leaves_no_task() -> None:
     lingering = Lingering()
-    await first_of(lingering.run(), _give(1))
+    await first_of(lingering.run(), _return(1))
     assert lingering.cleaned
     assert not _others()
 
 
-async def test_first_of_raises_the_error_of_who_ended_first() -> None:
+async def test_first_of_raises_the_error_of_the_first() -> None:
     with pytest.raises(ValueError, match="broken"):
         await first_of(Lingering().run(), _fail(ValueError("broken")))
     assert not _others()
@@ -158,26 +158,28 @@ async def test_first_of_raises_the_error_of_who_ended_first() -> None:
     "works",
     [
         pytest.param(lambda: [_fail(ValueError("1")), _fail(ValueError("2"))], id="two errors at once"),
-        pytest.param(lambda: [_fail(ValueError("1")), Lingering(ValueError("late")).run()], id="one on the way out"),
+        pytest.param(
+            lambda: [_fail(ValueError("1")), Lingering(ValueError("late")).run()], id="a clean-up error"
+        ),
     ],
 )
-async def test_first_of_leaves_no_error_unseen(works: Callable[[], list[Awaitable[int]]]) -> None:
-    complaints: list[object] = []
-    asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
+async def test_first_of_leaves_no_error_unretrieved(works: Callable[[], list[Awaitable[int]]]) -> None:
+    unretrieved: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: unretrieved.append(context))
     with pytest.raises(ValueError, match="1"):
         await first_of(*works())  # type: ignore[arg-type]  # they are coroutines
     assert not _others()
     gc.collect()
-    assert not complaints
+    assert not unretrieved
 
 
-async def test_first_of_cancelled_cancels_all() -> None:
+async def test_cancelled_first_of_cancels_all() -> None:
     lingering = [Lingering(), Lingering()]
     task = asyncio.create_task(first_of(*(each.run() for each in lingering)))
-    await until(lambda: all(each.started for each in lingering))
+    await wait_until(lambda: all(each.started for each in lingering))
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
-        async with asyncio.timeout(PATIENCE_S):
+        async with asyncio.timeout(TIMEOUT_S):
             await task
     assert all(each.cleaned for each in lingering)
     assert not _others()

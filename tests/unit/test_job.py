@@ -1,4 +1,4 @@
-"""A job, parsed and checked from the body of a message."""
+"""Jobs: parsed from the body of a message, and validated."""
 
 import json
 from typing import Any
@@ -45,7 +45,7 @@ def parsed(body: str) -> SplitJob:
 
 
 def reason(body: str) -> str:
-    """Why the body is refused."""
+    """Return the reason for which the body is refused."""
     with pytest.raises(PermanentError) as caught:
         parsed(body)
     assert caught.value.code == "invalid_job"
@@ -60,13 +60,13 @@ def without(name: str) -> str:
     return json.dumps({field: value for field, value in FLAT.items() if field != name})
 
 
-def test_the_flat_form_is_taken_as_it_stands() -> None:
+def test_flat_form_is_parsed_unchanged() -> None:
     job = parsed(flat())
     assert job.model_dump() == {**FLAT, "output_prefix": "amdo/001.mp3/", "replace": False}
     assert job.recording == "audio/amdo/001.mp3"
 
 
-def test_the_older_form_means_minio_and_the_configured_bucket() -> None:
+def test_older_form_means_minio_and_the_configured_bucket() -> None:
     job = parsed(json.dumps(OLDER))
     assert (job.source_type, job.source_bucket, job.source_key) == ("minio", "audio", "amdo/001.mp3")
     assert (job.output_bucket, job.output_prefix) == ("out", "amdo/001.mp3/")
@@ -77,7 +77,7 @@ def test_the_older_form_means_minio_and_the_configured_bucket() -> None:
 @pytest.mark.parametrize(
     "missing", ["source_type", "source_size", "source_etag", "output_bucket", "max_duration", "metadata"]
 )
-def test_some_fields_may_be_left_out(missing: str) -> None:
+def test_optional_fields_may_be_missing(missing: str) -> None:
     assert parsed(without(missing)).source_key == "amdo/001.mp3"
 
 
@@ -104,12 +104,12 @@ def test_some_fields_may_be_left_out(missing: str) -> None:
         ),
     ],
 )
-def test_what_is_no_message_is_refused(body: str, why: str) -> None:
+def test_malformed_message_is_refused(body: str, why: str) -> None:
     assert why in reason(body)
 
 
 @pytest.mark.parametrize("missing", ["job_id", "source_bucket", "source_key", "output_prefix"])
-def test_a_missing_field_is_named(missing: str) -> None:
+def test_missing_field_is_named(missing: str) -> None:
     assert reason(without(missing)) == f"{missing}: Field required"
 
 
@@ -165,34 +165,34 @@ def test_a_missing_field_is_named(missing: str) -> None:
         ("replace", "true"),
     ],
 )
-def test_a_field_that_is_wrong_is_named(field: str, value: object) -> None:
+def test_invalid_field_is_named(field: str, value: object) -> None:
     assert reason(flat(**{field: value})).startswith(f"{field}: ")
 
 
 @pytest.mark.parametrize("field", ["output_bucket", "source_bucket"])
-def test_a_foreign_name_is_not_repeated_whole(field: str) -> None:
-    told = reason(flat(**{field: "x" * 50_000}))
-    assert told.startswith(f"{field}: ")
-    assert len(told) <= MAX_REASON_CHARACTERS
+def test_reason_does_not_repeat_a_whole_foreign_name(field: str) -> None:
+    why = reason(flat(**{field: "x" * 50_000}))
+    assert why.startswith(f"{field}: ")
+    assert len(why) <= MAX_REASON_CHARACTERS
 
 
-def test_an_unknown_field_is_named() -> None:
+def test_unknown_field_is_named() -> None:
     assert reason(flat(source_url="http://169.254.169.254/")).startswith("source_url: ")
 
 
-def test_all_errors_are_told() -> None:
-    told = reason(flat(job_id="", source_size=-1))
-    assert "job_id: " in told
-    assert "source_size: " in told
+def test_reason_lists_all_errors() -> None:
+    why = reason(flat(job_id="", source_size=-1))
+    assert "job_id: " in why
+    assert "source_size: " in why
 
 
-def test_a_reason_stays_short_however_much_is_wrong() -> None:
+def test_reason_has_a_limit() -> None:
     body = json.dumps({**FLAT, **{f"f{n}": 0 for n in range(4000)}})
     assert len(body) < MAX_BODY_BYTES
     assert len(reason(body)) <= MAX_REASON_CHARACTERS
 
 
-def test_a_number_that_json_allows_but_we_cannot_echo_is_refused() -> None:
+def test_number_that_overflows_to_infinity_is_refused() -> None:
     assert reason(flat(metadata={"x": 1}).replace('{"x": 1}', '{"x": 1e999}')).startswith("metadata: ")
 
 
@@ -200,7 +200,7 @@ def test_a_number_that_json_allows_but_we_cannot_echo_is_refused() -> None:
     ("path", "why"),
     [("no-slash", "not BUCKET/KEY"), (7, "not BUCKET/KEY"), ("audio/", "source_key: "), ("/key", "source_bucket: ")],
 )
-def test_a_raw_audio_path_that_names_no_object_is_refused(path: object, why: str) -> None:
+def test_raw_audio_path_without_an_object_is_refused(path: object, why: str) -> None:
     assert why in reason(json.dumps({**OLDER, "raw_audio_path": path}))
 
 
@@ -209,7 +209,7 @@ def test_both_forms_in_one_message_are_refused(field: str) -> None:
     assert field in reason(json.dumps({**OLDER, field: FLAT[field]}))
 
 
-def test_the_older_form_is_held_to_the_allowed_buckets_too() -> None:
+def test_older_form_may_name_allowed_buckets_only() -> None:
     assert reason(json.dumps({**OLDER, "raw_audio_path": "secret/key"})).startswith("source_bucket: ")
 
 
@@ -227,7 +227,7 @@ KEYS = [
 
 @pytest.mark.parametrize("key", KEYS, ids=ascii)
 @pytest.mark.parametrize("form", ["flat", "older"])
-def test_any_key_comes_through_unchanged(key: str, form: str) -> None:
+def test_any_valid_key_is_parsed_unchanged(key: str, form: str) -> None:
     fields = {**FLAT, "source_key": key} if form == "flat" else {**OLDER, "raw_audio_path": f"audio/{key}"}
     for ensure_ascii in (True, False):
         job = parsed(json.dumps({**fields, "output_prefix": key}, ensure_ascii=ensure_ascii))
@@ -236,7 +236,6 @@ def test_any_key_comes_through_unchanged(key: str, form: str) -> None:
         assert parsed(job.body()) == job
 
 
-_BIDI = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 _ANY = st.characters(exclude_categories=["Cs"])
 _VISIBLE = st.characters(
     exclude_categories=["Cc", "Cs"], exclude_characters="\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
@@ -272,7 +271,7 @@ _JOBS = st.builds(
 
 
 @given(_JOBS)
-def test_a_body_means_the_job_it_was_made_from(job: SplitJob) -> None:
+def test_body_parses_to_the_job_it_was_made_from(job: SplitJob) -> None:
     assert parsed(job.body()) == job
 
 
@@ -281,7 +280,7 @@ def test_a_body_means_the_job_it_was_made_from(job: SplitJob) -> None:
         st.sampled_from([*FLAT, "raw_audio_path", "replace", "extra"]), _JSON | st.sampled_from(list(FLAT.values()))
     )
 )
-def test_whatever_the_fields_hold_it_is_a_job_or_a_refusal(fields: dict[str, Any]) -> None:
+def test_any_fields_are_a_job_or_a_refusal(fields: dict[str, Any]) -> None:
     try:
         job = parsed(json.dumps({**FLAT, **fields}))
     except PermanentError:
@@ -290,11 +289,11 @@ def test_whatever_the_fields_hold_it_is_a_job_or_a_refusal(fields: dict[str, Any
 
 
 @given(st.text())
-def test_whatever_the_body_holds_it_is_refused_in_words(body: str) -> None:
+def test_any_text_is_refused_with_a_reason(body: str) -> None:
     assert reason(body)
 
 
-def test_the_same_recording_with_the_same_parameters_is_the_same_job() -> None:
+def test_job_id_depends_on_recording_and_parameters() -> None:
     usual = split_job_id("audio", "a.mp3", SplitParams())
     assert split_job_id("audio", "a.mp3", SplitParams()) == usual
     others = [
@@ -306,14 +305,14 @@ def test_the_same_recording_with_the_same_parameters_is_the_same_job() -> None:
     assert len({usual, *others}) == len(others) + 1
 
 
-def test_its_own_max_duration_counts_more_than_the_settings() -> None:
+def test_max_duration_of_a_job_overrides_the_settings() -> None:
     defaults = SplitParams(max_speech_duration_s=20.0, threshold=0.7)
     assert parsed(without("max_duration")).params(defaults) == defaults
     assert parsed(flat(max_duration=30)).params(defaults) == SplitParams(max_speech_duration_s=30.0, threshold=0.7)
     assert parsed(flat(max_duration=20)).params(defaults).digest() == defaults.digest()
 
 
-def test_a_max_duration_that_contradicts_the_settings_is_refused() -> None:
+def test_max_duration_that_contradicts_the_settings_is_refused() -> None:
     with pytest.raises(PermanentError, match="max_duration") as caught:
         parsed(flat(max_duration=2)).params(SplitParams(min_segment_duration_s=5.0))
     assert caught.value.code == "invalid_job"

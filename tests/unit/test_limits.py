@@ -1,4 +1,4 @@
-"""Limits: first come, first served; halved when throttled or shrunk, and widened again."""
+"""Limits: first come, first served; halved when throttled, and widened again."""
 
 import asyncio
 from contextlib import suppress
@@ -17,7 +17,7 @@ async def throttled(limit: AdaptiveLimit) -> None:
             raise TransientError("SlowDown", "as asked")
 
 
-async def test_lets_in_no_more_than_its_width_and_all_in_the_end() -> None:
+async def test_limit_holds_and_all_attempts_run() -> None:
     limit = AdaptiveLimit("test", 3)
     inside = most = done = 0
 
@@ -36,7 +36,7 @@ async def test_lets_in_no_more_than_its_width_and_all_in_the_end() -> None:
     assert (most, done) == (3, 20)
 
 
-async def test_throttled_attempt_halves_the_width_once_for_all_that_were_under_way() -> None:
+async def test_throttled_attempts_in_flight_halve_the_width_once() -> None:
     limit = AdaptiveLimit("test", 8)
     answer = asyncio.Event()
 
@@ -55,7 +55,7 @@ async def test_throttled_attempt_halves_the_width_once_for_all_that_were_under_w
     assert limit.width == 2
 
 
-async def test_widens_by_one_after_as_many_successes_as_it_is_wide_and_never_beyond_its_most() -> None:
+async def test_width_grows_by_one_after_as_many_successes_up_to_its_maximum() -> None:
     limit = AdaptiveLimit("test", 4)
     await throttled(limit)
     assert limit.width == 2
@@ -68,7 +68,7 @@ async def test_widens_by_one_after_as_many_successes_as_it_is_wide_and_never_bey
 
 
 @pytest.mark.parametrize("error", [PermanentError("NoSuchKey", "gone"), TransientError("connection_broken", "cut")])
-async def test_other_errors_answer_the_width_alone(error: Exception) -> None:
+async def test_other_errors_leave_the_width_alone(error: Exception) -> None:
     limit = AdaptiveLimit("test", 4)
     with suppress(type(error)):
         async with limit:
@@ -84,7 +84,7 @@ async def test_width_never_falls_below_one() -> None:
 
 
 @given(cancelled=st.sets(st.integers(0, 9)), freed_first=st.booleans())
-async def test_cancelled_waiters_cost_nobody_a_place(cancelled: set[int], freed_first: bool) -> None:  # noqa: FBT001 - a drawn case
+async def test_cancelled_waiters_do_not_block_others(cancelled: set[int], freed_first: bool) -> None:  # noqa: FBT001 - a drawn case
     limit = AdaptiveLimit("test", 1)
     hold = asyncio.Event()
     passed: list[int] = []
@@ -114,11 +114,11 @@ async def test_cancelled_waiters_cost_nobody_a_place(cancelled: set[int], freed_
         pass
 
 
-async def most_at_once(capacity: Capacity, units: int, guests: int) -> int:
-    """How many guests of this size hold units at the same time."""
+async def most_at_once(capacity: Capacity, units: int, requests: int) -> int:
+    """Return how many requests of this size hold units at the same time."""
     inside = most = 0
 
-    async def visit() -> None:
+    async def request() -> None:
         nonlocal inside, most
         async with capacity.take(units):
             inside += 1
@@ -128,12 +128,12 @@ async def most_at_once(capacity: Capacity, units: int, guests: int) -> int:
             inside -= 1
 
     async with asyncio.TaskGroup() as group:
-        for _ in range(guests):
-            group.create_task(visit())
+        for _ in range(requests):
+            group.create_task(request())
     return most
 
 
-async def test_shrunk_it_lets_in_fewer_and_grown_as_many_as_before() -> None:
+async def test_resized_capacity_admits_accordingly() -> None:
     capacity = Capacity(16)
     assert await most_at_once(capacity, 2, 12) == 8
     capacity.resize(capacity.total // 2)
@@ -144,7 +144,7 @@ async def test_shrunk_it_lets_in_fewer_and_grown_as_many_as_before() -> None:
     assert await most_at_once(capacity, 2, 12) == 8
 
 
-async def test_shrunk_under_what_is_out_it_waits_for_that_and_still_serves_the_largest() -> None:
+async def test_capacity_below_held_units_waits_and_still_serves_oversized() -> None:
     capacity = Capacity(8)
     async with capacity.take(8):
         for _ in range(5):
@@ -157,7 +157,7 @@ async def test_shrunk_under_what_is_out_it_waits_for_that_and_still_serves_the_l
         assert await waiting == 1
 
 
-async def test_cancelled_oversized_request_lets_those_behind_it_pass() -> None:
+async def test_cancelled_oversized_request_lets_later_ones_pass() -> None:
     capacity = Capacity(4)
     async with capacity.take(1):
         oversized = asyncio.create_task(capacity.acquire(4))

@@ -1,4 +1,4 @@
-"""The one retry policy, and the wait before a redelivery."""
+"""The retry policy, and the delay before a redelivery."""
 
 import asyncio
 
@@ -17,14 +17,14 @@ from stt_async.errors import (
     WorkerLostError,
 )
 from stt_async.retry import REDELIVERY_BASE_S, REDELIVERY_CAP_S, Retry, redelivery_delay_s
-from tests.unit.fakes import PATIENCE_S, until
+from tests.unit.fakes import TIMEOUT_S, wait_until
 
-PATIENT = Retry(timeout_s=60.0, max_wait_s=0.001)
-"""Tries for as long as a test may run, and hardly waits."""
+LONG_RETRY = Retry(timeout_s=60.0, max_wait_s=0.001)
+"""Retries for as long as a test may run, almost without delay."""
 
 
 class Call:
-    """Fails with the errors it is given, then returns what it was called with."""
+    """Raises these errors, one a call, then returns its arguments."""
 
     def __init__(self, *errors: BaseException) -> None:
         self.errors = list(errors)
@@ -43,10 +43,10 @@ class Call:
     [TransientError("SlowDown", "503"), OutageError(UNREACHABLE, "no route")],
     ids=lambda error: error.code,
 )
-async def test_what_may_pass_is_tried_again(error: Exception) -> None:
+async def test_passing_errors_are_retried(error: Exception) -> None:
     call = Call(error, error, error)
-    async with asyncio.timeout(PATIENCE_S):
-        assert await PATIENT(call, 1, two=2) == ((1,), {"two": 2})
+    async with asyncio.timeout(TIMEOUT_S):
+        assert await LONG_RETRY(call, 1, two=2) == ((1,), {"two": 2})
     assert call.calls == 4
 
 
@@ -57,21 +57,21 @@ async def test_what_may_pass_is_tried_again(error: Exception) -> None:
         DependencyError("AccessDenied", "no"),
         RetryJobError("NoSuchUpload", "aborted"),
         WorkerLostError("child_died", "exit code -9"),
-        LeaseLostError("not ours"),
+        LeaseLostError("lost"),
         ZeroDivisionError("a bug"),
         asyncio.CancelledError(),
     ],
     ids=lambda error: type(error).__name__,
 )
-async def test_what_will_not_pass_is_raised_at_once(error: BaseException) -> None:
+async def test_lasting_errors_are_raised_at_once(error: BaseException) -> None:
     call = Call(error)
     with pytest.raises(type(error)) as caught:
-        await PATIENT(call)
+        await LONG_RETRY(call)
     assert caught.value is error
     assert call.calls == 1
 
 
-async def test_after_its_time_the_last_error_is_raised() -> None:
+async def test_last_error_is_raised_after_the_timeout() -> None:
     errors = [TransientError("SlowDown", str(n)) for n in range(1000)]
     call = Call(*errors)
     with pytest.raises(TransientError) as caught:
@@ -80,36 +80,36 @@ async def test_after_its_time_the_last_error_is_raised() -> None:
     assert caught.value is errors[call.calls - 1]
 
 
-async def test_without_time_there_is_one_try() -> None:
+async def test_timeout_of_zero_allows_one_try() -> None:
     call = Call(TransientError("SlowDown", "503"))
     with pytest.raises(TransientError):
         await Retry(timeout_s=0.0, max_wait_s=0.001)(call)
     assert call.calls == 1
 
 
-async def test_calls_at_the_same_time_do_not_share_their_state() -> None:
+async def test_concurrent_calls_do_not_share_state() -> None:
     calls = [Call(*[TransientError("SlowDown", "503")] * failures) for failures in (0, 3, 1, 5)]
-    async with asyncio.timeout(PATIENCE_S):
-        results = await asyncio.gather(*(PATIENT(call, n) for n, call in enumerate(calls)))
+    async with asyncio.timeout(TIMEOUT_S):
+        results = await asyncio.gather(*(LONG_RETRY(call, n) for n, call in enumerate(calls)))
     assert results == [((n,), {}) for n in range(4)]
     assert [call.calls for call in calls] == [1, 4, 2, 6]
 
 
-async def test_a_wait_can_be_cancelled() -> None:
+async def test_wait_can_be_cancelled() -> None:
     call = Call(*[TransientError("SlowDown", "503")] * 1000)
     task = asyncio.create_task(Retry(timeout_s=3600.0, max_wait_s=3600.0)(call))
-    await until(lambda: call.calls)
+    await wait_until(lambda: call.calls)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
 
 
 @given(st.integers(1, 1000))
-def test_a_redelivery_waits_a_second_at_least_and_doubles_its_span(receive_count: int) -> None:
+def test_redelivery_delay_is_at_least_a_second_and_doubles_its_span(receive_count: int) -> None:
     span_s = min(REDELIVERY_CAP_S, REDELIVERY_BASE_S * 2 ** (receive_count - 1))
     assert 1 <= redelivery_delay_s(receive_count) <= 1 + span_s
 
 
-def test_redeliveries_are_spread() -> None:
+def test_redelivery_delays_are_spread() -> None:
     delays = {redelivery_delay_s(5) for _ in range(200)}
     assert max(delays) - min(delays) > 40

@@ -1,4 +1,4 @@
-"""A job that is cancelled at an awkward moment: its message is settled once, and rightly."""
+"""A job that is cancelled or loses its lease at any step: its message is settled once."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -11,12 +11,22 @@ from stt_async.errors import DependencyError, OutageError, PermanentError, Trans
 from stt_async.worker.breaker import Breaker
 from stt_async.worker.lease import Leases
 from stt_async.worker.running_jobs import RunningJobs
-from tests.unit.fakes import PATIENCE_S, VISIBILITY_S, FakePipeline, FakeQueue, beside, in_order, message, until
+from tests.unit.fakes import (
+    TIMEOUT_S,
+    VISIBILITY_S,
+    FakePipeline,
+    FakeQueue,
+    background,
+    healthy,
+    message,
+    run_ready_tasks,
+    wait_until,
+)
 
 
 @dataclass
-class Held:
-    """RunningJobs, and what they run on."""
+class Jobs:
+    """RunningJobs, and their parts."""
 
     queue: FakeQueue
     leases: Leases
@@ -27,9 +37,9 @@ class Held:
             self.jobs.cancel(task)
 
     async def all_ended(self) -> None:
-        async with asyncio.timeout(PATIENCE_S):
+        async with asyncio.timeout(TIMEOUT_S):
             await asyncio.wait(list(self.jobs.running))
-        await until(lambda: not self.jobs.running)
+        await wait_until(lambda: not self.jobs.running)
 
 
 async def _for_ever() -> None:
@@ -37,62 +47,46 @@ async def _for_ever() -> None:
 
 
 @asynccontextmanager
-async def held(does: Mapping[str, Callable[[], Awaitable[object]]] | None = None) -> AsyncIterator[Held]:
+async def running_jobs(actions: Mapping[str, Callable[[], Awaitable[object]]] | None = None) -> AsyncIterator[Jobs]:
     queue = FakeQueue()
-    leases, breaker = Leases(queue, VISIBILITY_S), Breaker(in_order)
+    leases, breaker = Leases(queue, VISIBILITY_S), Breaker(healthy)
     leases._tick_s = 0.001
     jobs = RunningJobs(
         queue=queue,
         leases=leases,
         breaker=breaker,
-        pipeline=FakePipeline(does or {}),
+        pipeline=FakePipeline(actions or {}),
         job_timeout_s=3600.0,
         outage_delay_s=60,
     )
-    async with beside(leases.run(), breaker.run()):
-        yield Held(queue, leases, jobs)
+    async with background(leases.run(), breaker.run()):
+        yield Jobs(queue, leases, jobs)
     assert not leases._held
 
 
-async def test_job_cancelled_before_its_first_step_is_released() -> None:
-    """A task cancelled before it ran never runs, and its message would stay hidden until its timeout."""
-    async with held({"a": _for_ever}) as worker:
-        await worker.jobs.start([message("a")])
-        worker.cancel_all()
-        await worker.all_ended()
-    assert worker.queue.calls == [("release", "a", 0)]
-
-
-async def test_unstarted_last_receive_is_dead_lettered_and_others_are_released() -> None:
-    async with held() as worker:
-        await worker.jobs.release_unstarted([message("a", receive_count=5), message("b", receive_count=4)])
-    assert sorted(worker.queue.calls) == [("dead_letter", "a", "stopped"), ("release", "b", 0)]
-
-
 async def test_job_cancelled_during_its_last_heartbeat_is_deleted() -> None:
-    """Its manifest is committed already."""
+    """Its manifest is committed."""
     go = asyncio.Event()
-    async with held({"a": go.wait}) as worker:
-        worker.queue.beat_gate = asyncio.Event()
+    async with running_jobs({"a": go.wait}) as worker:
+        worker.queue.heartbeat_gate = asyncio.Event()
         await worker.jobs.start([message("a", age_s=VISIBILITY_S / 2)])
-        await until(lambda: worker.queue.beaten("a"))
+        await wait_until(lambda: worker.queue.count_heartbeats("a"))
         go.set()
-        await until(lambda: not worker.leases._held)
+        await wait_until(lambda: not worker.leases._held)
         worker.cancel_all()
-        for _ in range(20):
-            await asyncio.sleep(0)
+        await run_ready_tasks()
         assert worker.queue.calls == []
-        worker.queue.beat_gate.set()
+        worker.queue.heartbeat_gate.set()
         await worker.all_ended()
     assert worker.queue.calls == [("delete", "a", None)]
     assert worker.jobs.counts == {"job_succeeded": 1}
 
 
 async def test_cancelled_job_with_a_lost_lease_is_not_released() -> None:
-    """Another worker may have the message: released, it would be done a third time."""
-    async with held({"a": _for_ever}) as worker:
+    """Another worker may hold the message; a release would start a third attempt."""
+    async with running_jobs({"a": _for_ever}) as worker:
         await worker.jobs.start([message("a")])
-        await until(lambda: worker.leases._held)
+        await wait_until(lambda: worker.leases._held)
         [lease] = worker.leases._held
         lease.lose("SQS says MessageNotInflight")
         worker.cancel_all()
@@ -101,7 +95,7 @@ async def test_cancelled_job_with_a_lost_lease_is_not_released() -> None:
     assert worker.jobs.counts == {"job_lease_lost": 1}
 
 
-ENDS: Mapping[str, BaseException | None] = {
+OUTCOMES: Mapping[str, BaseException | None] = {
     "done": None,
     "permanent": PermanentError("undecodable", "no audio in it"),
     "transient": TransientError("cut", "off"),
@@ -111,21 +105,21 @@ ENDS: Mapping[str, BaseException | None] = {
 
 
 @pytest.mark.parametrize("receive_count", [1, 5])
-@pytest.mark.parametrize("end", ENDS)
+@pytest.mark.parametrize("outcome", OUTCOMES)
 @pytest.mark.parametrize("lost", [False, True], ids=["cancelled", "lease lost"])
 async def test_job_interrupted_at_any_step_settles_its_message_once(
-    end: str, *, lost: bool, receive_count: int
+    outcome: str, *, lost: bool, receive_count: int
 ) -> None:
-    """At each step of the event loop in turn, from before the job's first to after its last."""
+    """At each turn of the loop, from before the first step: a task cancelled there never runs, and cannot settle."""
 
     async def job() -> None:
         for _ in range(3):
             await asyncio.sleep(0)
-        if error := ENDS[end]:
+        if error := OUTCOMES[outcome]:
             raise error
 
     for steps in range(30):
-        async with held({"a": job}) as worker:
+        async with running_jobs({"a": job}) as worker:
             await worker.jobs.start([message("a", receive_count=receive_count)])
             for _ in range(steps):
                 await asyncio.sleep(0)

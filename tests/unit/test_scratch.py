@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from stt_async.errors import DISK_FULL, PermanentError, TransientError
 from stt_async.worker.scratch import Scratch, open_scratch
-from tests.unit.fakes import PATIENCE_S, until
+from tests.unit.fakes import TIMEOUT_S, wait_until
 
 MOST_BYTES = 100
 ENDINGS = ("leave", "fail", "cancel")
@@ -60,7 +60,7 @@ async def test_rooms_are_given_first_come_first_served(scratch: Scratch) -> None
     await _settled()
     assert entered == [first]  # the small one would fit, but it came after the large one
     await first.leave()
-    await until(lambda: len(entered) == 3)
+    await wait_until(lambda: len(entered) == 3)
     assert entered == [first, large, small]
     await large.leave()
     await small.leave()
@@ -71,11 +71,11 @@ async def test_who_gives_up_waiting_lets_the_next_in(scratch: Scratch) -> None:
     first, large, small = (Guest(scratch, size, entered) for size in (60, 80, 10))
     await _settled()
     large.task.cancel()
-    await until(lambda: entered == [first, small])
+    await wait_until(lambda: entered == [first, small])
     await first.leave()
     await small.leave()
     whole = Guest(scratch, MOST_BYTES, entered)
-    await until(lambda: whole in entered)
+    await wait_until(lambda: whole in entered)
     await whole.leave()
 
 
@@ -85,11 +85,11 @@ async def test_one_that_never_fits_has_the_whole_space_to_itself(scratch: Scratc
     await _settled()
     assert entered == [small]
     await small.leave()
-    await until(lambda: huge in entered)
+    await wait_until(lambda: huge in entered)
     await _settled()
     assert after not in entered
     await huge.leave()
-    await until(lambda: after in entered)
+    await wait_until(lambda: after in entered)
     await after.leave()
 
 
@@ -125,7 +125,7 @@ def test_the_budget_is_never_exceeded_and_all_of_it_comes_back(
                 for _ in range(rng.randrange(5)):
                     await asyncio.sleep(0)
                 task.cancel()
-        async with asyncio.timeout(PATIENCE_S):
+        async with asyncio.timeout(TIMEOUT_S):
             results = await asyncio.gather(*tasks, return_exceptions=True)
             async with scratch.job_folder(MOST_BYTES):
                 pass
@@ -172,7 +172,7 @@ async def test_no_room_to_make_a_folder_is_a_full_disk_and_takes_nothing(tmp_pat
             pytest.fail("there is no folder to be in")
     assert caught.value.code == "disk_full"
     folder.mkdir()
-    async with asyncio.timeout(PATIENCE_S), scratch.job_folder(1):
+    async with asyncio.timeout(TIMEOUT_S), scratch.job_folder(1):
         pass
 
 

@@ -14,7 +14,7 @@ from stt_async.errors import DependencyError, PermanentError, RetryJobError, Tra
 from stt_async.retry import Retry
 from stt_async.services.bucket import Bucket
 from stt_async.services.sink import ManifestHead, Sink
-from tests.unit.fakes import a_job, a_manifest, until
+from tests.unit.fakes import a_job, a_manifest, wait_until
 
 PART_BYTES = 10
 Trouble = Exception | Callable[[], Any]
@@ -208,7 +208,7 @@ async def test_an_upload_that_is_cancelled_is_aborted(
     go = asyncio.Event()
     s3.troubles[operation] = [go.wait]
     task = asyncio.create_task(sink.put(tar, "a.mp3/segments.tar"))
-    await until(lambda: operation in s3.calls)
+    await wait_until(lambda: operation in s3.calls)
     for _ in range(times):
         task.cancel()
         for _ in range(3):

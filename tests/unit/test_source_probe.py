@@ -11,7 +11,7 @@ from miniopy_async.error import S3Error
 from stt_async.errors import DependencyError, OutageError, PermanentError
 from stt_async.retry import Retry
 from stt_async.services.source import PROBED, Source
-from tests.unit.fakes import PATIENCE_S
+from tests.unit.fakes import TIMEOUT_S
 
 
 class Minio:
@@ -51,7 +51,7 @@ class Response:
         return b"x" * size
 
 
-def _source(minio: Minio, patience_s: float = PATIENCE_S) -> Source:
+def _source(minio: Minio, patience_s: float = TIMEOUT_S) -> Source:
     client: Any = minio
     return Source(client, Mock(), downloads=1, retry=Retry(patience_s, 0.001))
 

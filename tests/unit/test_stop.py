@@ -9,7 +9,7 @@ import pytest
 import uvloop
 
 from stt_async.worker.stop import SIGNALS, Stop, on_signals
-from tests.unit.fakes import PATIENCE_S, beside, until
+from tests.unit.fakes import TIMEOUT_S, background, wait_until
 
 LONG_S = 3600.0
 
@@ -33,7 +33,7 @@ async def test_the_deadline_is_only_shortened(first_s: float, second_s: float, r
 async def test_nobody_asked_yet() -> None:
     stop = Stop()
     assert not stop.requested
-    async with beside(stop.wait(), stop.wait_deadline(), stop.sleep(LONG_S)) as waiting:
+    async with background(stop.wait(), stop.wait_deadline(), stop.sleep(LONG_S)) as waiting:
         for _ in range(5):
             await asyncio.sleep(0)
         assert not any(each.done() for each in waiting)
@@ -41,16 +41,16 @@ async def test_nobody_asked_yet() -> None:
 
 async def test_a_request_wakes_all_that_wait_for_one() -> None:
     stop = Stop()
-    async with beside(stop.wait(), stop.sleep(LONG_S), stop.wait()) as waiting:
+    async with background(stop.wait(), stop.sleep(LONG_S), stop.wait()) as waiting:
         await asyncio.sleep(0)
         stop.request("now", within_s=LONG_S)
-        await until(lambda: all(each.done() for each in waiting))
+        await wait_until(lambda: all(each.done() for each in waiting))
 
 
 async def test_whoever_waits_after_a_request_returns_at_once() -> None:
     stop = Stop()
     stop.request("now", within_s=0)
-    async with asyncio.timeout(PATIENCE_S):
+    async with asyncio.timeout(TIMEOUT_S):
         await stop.wait()
         await stop.wait_deadline()
         await stop.sleep(LONG_S)
@@ -59,7 +59,7 @@ async def test_whoever_waits_after_a_request_returns_at_once() -> None:
 async def test_a_shortened_deadline_wakes_all_that_wait_for_it() -> None:
     stop = Stop()
     stop.request("drain", within_s=LONG_S)
-    async with beside(*(stop.wait_deadline() for _ in range(3))) as waiting:
+    async with background(*(stop.wait_deadline() for _ in range(3))) as waiting:
         for _ in range(5):
             await asyncio.sleep(0)
         stop.request("less", within_s=LONG_S / 2)
@@ -67,23 +67,23 @@ async def test_a_shortened_deadline_wakes_all_that_wait_for_it() -> None:
             await asyncio.sleep(0)
         assert not any(each.done() for each in waiting)
         stop.request("now", within_s=0.005)
-        await until(lambda: all(each.done() for each in waiting))
+        await wait_until(lambda: all(each.done() for each in waiting))
         assert stop.signal is not None
         assert time.monotonic() >= stop.signal.deadline_s
 
 
 async def test_one_that_begins_to_wait_hides_no_change_from_another() -> None:
     stop = Stop()
-    async with beside(stop.wait_deadline()) as early:
+    async with background(stop.wait_deadline()) as early:
         await asyncio.sleep(0)
         stop.request("now", within_s=0)  # the first is woken, but has not run yet
-        async with beside(stop.wait_deadline(), stop.wait()) as late:
-            await until(lambda: all(each.done() for each in [*early, *late]))
+        async with background(stop.wait_deadline(), stop.wait()) as late:
+            await wait_until(lambda: all(each.done() for each in [*early, *late]))
 
 
 async def test_sleep_ends_by_itself() -> None:
     stop = Stop()
-    async with asyncio.timeout(PATIENCE_S):
+    async with asyncio.timeout(TIMEOUT_S):
         await stop.sleep(0.001)
     assert not stop.requested
 
@@ -93,12 +93,12 @@ def _scenario_of_signals(number: signal.Signals) -> None:
         stop = Stop()
         with on_signals(stop, drain_timeout_s=LONG_S):
             os.kill(os.getpid(), number)
-            await until(lambda: stop.requested)
+            await wait_until(lambda: stop.requested)
             assert stop.signal is not None
             assert stop.signal.reason == number.name
             assert stop.signal.deadline_s > time.monotonic() + LONG_S / 2
             os.kill(os.getpid(), number)
-            async with asyncio.timeout(PATIENCE_S):
+            async with asyncio.timeout(TIMEOUT_S):
                 await stop.wait_deadline()
             assert signal.getsignal(number) in {signal.SIG_DFL, signal.default_int_handler}
 

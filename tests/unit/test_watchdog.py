@@ -15,7 +15,7 @@ from stt_async.worker import lag
 from stt_async.worker.lag import REPORT_INTERVAL_S, THRESHOLD_S, LagMeter
 from stt_async.worker.stop import Stop
 from stt_async.worker.watchdog import Activity, Watchdog, notify, stalled
-from tests.unit.fakes import beside, until
+from tests.unit.fakes import background, wait_until
 
 
 class Listener:
@@ -119,9 +119,9 @@ class TestWatchdog:
 
     async def test_the_stop_is_announced_with_the_time_it_may_take(self, listener: Listener) -> None:
         stop = Stop()
-        async with beside(Watchdog(_address(listener), 0.0, [], lambda: "").announce(stop)) as [announcing]:
+        async with background(Watchdog(_address(listener), 0.0, [], lambda: "").announce(stop)) as [announcing]:
             stop.request("test", within_s=100)
-            await until(announcing.done)
+            await wait_until(announcing.done)
         [datagram] = listener.heard()
         stopping, extend = datagram.split("\n")
         assert stopping == "STOPPING=1"
@@ -145,9 +145,9 @@ class TestLag:
         monkeypatch.setattr(lag, "TICK_S", 0.001)
         monkeypatch.setattr(lag, "THRESHOLD_S", 0.05)
         with structlog.testing.capture_logs() as logs:
-            async with beside(lag.watch_lag()):
+            async with background(lag.watch_lag()):
                 await asyncio.sleep(0)
                 time.sleep(0.1)  # noqa: ASYNC251 - blocks the loop, which is what this is about
-                await until(lambda: logs)
+                await wait_until(lambda: logs)
         assert logs[0]["event"] == "loop_lagged"
         assert logs[0]["max_s"] >= 0.05
