@@ -158,9 +158,7 @@ async def test_first_of_raises_the_error_of_the_first() -> None:
     "works",
     [
         pytest.param(lambda: [_fail(ValueError("1")), _fail(ValueError("2"))], id="two errors at once"),
-        pytest.param(
-            lambda: [_fail(ValueError("1")), Lingering(ValueError("late")).run()], id="a clean-up error"
-        ),
+        pytest.param(lambda: [_fail(ValueError("1")), Lingering(ValueError("late")).run()], id="a clean-up error"),
     ],
 )
 async def test_first_of_leaves_no_error_unretrieved(works: Callable[[], list[Awaitable[int]]]) -> None:

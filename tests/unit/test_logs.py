@@ -1,4 +1,4 @@
-"""Log lines: one JSON object each, with what is bound."""
+"""Log lines: one JSON object each, with the bound fields; written by a thread in the background."""
 
 import logging
 import os
@@ -16,7 +16,7 @@ from stt_async import logs
 
 
 @pytest.fixture(autouse=True)
-def _as_before() -> Iterator[None]:
+def _reset_structlog() -> Iterator[None]:
     yield
     structlog.contextvars.clear_contextvars()
     structlog.reset_defaults()
@@ -26,7 +26,7 @@ def read(captured: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
     return [orjson.loads(line) for line in captured.readouterr().err.splitlines()]
 
 
-def test_a_line_is_one_object_in_the_order_that_people_read(capsys: pytest.CaptureFixture[str]) -> None:
+def test_line_is_one_object_with_time_level_and_event_first(capsys: pytest.CaptureFixture[str]) -> None:
     logs.configure(logging.INFO)
     structlog.get_logger().info("job_succeeded", segments=3, recording="amdo/བཀྲ་ཤིས།.mp3", note="two\nlines")
     [line] = read(capsys)
@@ -36,17 +36,17 @@ def test_a_line_is_one_object_in_the_order_that_people_read(capsys: pytest.Captu
     assert line["timestamp"].endswith("Z")
 
 
-def test_what_is_bound_stands_in_each_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_bound_fields_are_in_each_line(capsys: pytest.CaptureFixture[str]) -> None:
     logs.configure(logging.INFO)
     structlog.contextvars.bind_contextvars(job_id="j", message_id="m", receive_count=2)
     structlog.get_logger().info("first")
-    structlog.get_logger().warning("second", job_id="of its own")
+    structlog.get_logger().warning("second", job_id="other")
     first, second = read(capsys)
     assert (first["job_id"], first["message_id"], first["receive_count"]) == ("j", "m", 2)
-    assert (second["job_id"], second["message_id"]) == ("of its own", "m")
+    assert (second["job_id"], second["message_id"]) == ("other", "m")
 
 
-def test_a_traceback_stays_in_its_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_traceback_is_a_field_of_its_line(capsys: pytest.CaptureFixture[str]) -> None:
     logs.configure(logging.INFO)
     try:
         int("a bug")
@@ -58,20 +58,20 @@ def test_a_traceback_stays_in_its_line(capsys: pytest.CaptureFixture[str]) -> No
     assert "test_logs.py" in line["exception"]
 
 
-@pytest.mark.parametrize(("level", "told"), [(logging.INFO, ["info", "error"]), (logging.ERROR, ["error"])])
-def test_a_level_keeps_the_lower_ones_quiet(capsys: pytest.CaptureFixture[str], level: int, told: list[str]) -> None:
+@pytest.mark.parametrize(("level", "logged"), [(logging.INFO, ["info", "error"]), (logging.ERROR, ["error"])])
+def test_lower_levels_are_not_logged(capsys: pytest.CaptureFixture[str], level: int, logged: list[str]) -> None:
     logs.configure(level)
     log = structlog.get_logger()
     log.debug("d")
     log.info("i")
     log.error("e")
-    assert [orjson.loads(line)["level"] for line in capsys.readouterr().err.splitlines()] == told
+    assert [orjson.loads(line)["level"] for line in capsys.readouterr().err.splitlines()] == logged
 
 
 @pytest.mark.parametrize(
     "value", ["\ud800 lone", 2**70, {"a", "b"}, b"\xff", object()], ids=lambda value: type(value).__name__
 )
-def test_no_value_makes_a_log_line_fail(capsys: pytest.CaptureFixture[str], value: object) -> None:
+def test_any_value_is_logged(capsys: pytest.CaptureFixture[str], value: object) -> None:
     logs.configure(logging.INFO)
     structlog.get_logger().info("odd", value=value)
     [line] = read(capsys)
@@ -79,33 +79,31 @@ def test_no_value_makes_a_log_line_fail(capsys: pytest.CaptureFixture[str], valu
     assert "value" in line
 
 
-def test_a_line_has_an_end(capsys: pytest.CaptureFixture[str]) -> None:
-    """A server's error page, say: journald cuts a line at 48 KB, and half an object is none."""
+def test_long_texts_are_cut_in_the_middle(capsys: pytest.CaptureFixture[str]) -> None:
+    """journald cuts lines at 48 KB, and a cut object is unreadable."""
     logs.configure(logging.INFO)
     try:
         os.environ["x" * 100_000 + "the end"]
     except KeyError:
         structlog.get_logger().exception("job_crashed", error="the start" + "ཀ" * 100_000)
-    [told] = capsys.readouterr().err.splitlines()
-    assert len(told.encode()) < 48 * 1024
-    line = orjson.loads(told)
+    [text] = capsys.readouterr().err.splitlines()
+    assert len(text.encode()) < 48 * 1024
+    line = orjson.loads(text)
     assert line["error"].startswith("the start")
     assert line["exception"].startswith("Traceback")
     assert line["exception"].endswith("the end'")
 
 
-def test_on_a_terminal_lines_are_for_people(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_terminal_gets_plain_lines(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     logs.configure(logging.INFO)
     structlog.get_logger().info("job_succeeded", segments=3)
-    told = capsys.readouterr().err
-    assert "job_succeeded" in told
-    assert not told.startswith("{")
+    text = capsys.readouterr().err
+    assert "job_succeeded" in text
+    assert not text.startswith("{")
 
 
-def test_on_a_terminal_a_traceback_shows_no_locals(
+def test_traceback_on_a_terminal_shows_no_locals(
     capfdbinary: pytest.CaptureFixture[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
@@ -116,12 +114,12 @@ def test_on_a_terminal_a_traceback_shows_no_locals(
             next(iter(secret[:0]))
         except StopIteration:
             structlog.get_logger().exception("job_crashed")
-    told = capfdbinary.readouterr().err
-    assert b"StopIteration" in told
-    assert b"planted" not in told
+    text = capfdbinary.readouterr().err
+    assert b"StopIteration" in text
+    assert b"planted" not in text
 
 
-def test_lines_written_in_the_background_keep_their_order_and_are_all_there_at_the_end(
+def test_background_lines_keep_their_order_and_are_all_written(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     with logs.in_background(logging.INFO):
@@ -130,23 +128,21 @@ def test_lines_written_in_the_background_keep_their_order_and_are_all_there_at_t
     assert [line["number"] for line in read(capfd)] == list(range(1000))
 
 
-def test_additions_are_made_to_lines_for_machines_alone(
-    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_additions_apply_to_json_lines_only(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     def add(_logger: object, _method: str, line: structlog.typing.EventDict) -> structlog.typing.EventDict:
         return {**line, "added": True}
 
     with logs.in_background(logging.INFO, add):
-        structlog.get_logger().info("told")
+        structlog.get_logger().info("logged")
     [line] = read(capfd)
     assert line["added"] is True
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     with logs.in_background(logging.INFO, add):
-        structlog.get_logger().info("told")
+        structlog.get_logger().info("logged")
     assert "added" not in capfd.readouterr().err
 
 
-def test_what_libraries_say_is_a_line_of_ours(capfd: pytest.CaptureFixture[str]) -> None:
+def test_warning_of_a_library_is_a_json_line(capfd: pytest.CaptureFixture[str]) -> None:
     with logs.in_background(logging.INFO):
         try:
             int("a bug")
@@ -159,7 +155,7 @@ def test_what_libraries_say_is_a_line_of_ours(capfd: pytest.CaptureFixture[str])
     assert "ValueError" in line["exception"]
 
 
-def test_after_the_block_the_logs_are_as_before(capfd: pytest.CaptureFixture[str]) -> None:
+def test_configuration_is_restored_after_the_block(capfd: pytest.CaptureFixture[str]) -> None:
     logs.configure(logging.ERROR)
     with logs.in_background(logging.INFO):
         structlog.get_logger().info("within")
@@ -173,7 +169,7 @@ def report(dropped: int) -> bytes:
 
 
 def read_lines(fd: int, *, until: bytes) -> list[bytes]:
-    """Read whole lines up to and with one that is `until`."""
+    """Read lines up to and including `until`."""
     with os.fdopen(os.dup(fd), "rb", buffering=0) as file:
         text = b""
         while not text.endswith(until + b"\n"):
@@ -191,10 +187,10 @@ def pipe() -> Iterator[tuple[int, int]]:
         try:
             os.close(fd)
         except OSError:
-            continue  # the test has closed it
+            continue  # the test closed it
 
 
-def test_a_sink_that_nobody_reads_costs_lines_and_their_number_is_told_where_they_are_missing(
+def test_unread_sink_drops_lines_and_reports_their_number_in_place(
     pipe: tuple[int, int],
 ) -> None:
     reader, sink = pipe
@@ -202,31 +198,31 @@ def test_a_sink_that_nobody_reads_costs_lines_and_their_number_is_told_where_the
     numbered = [b"%06d" % number + b"." * 94 for number in range(2000)]
     for line in numbered:
         writer.write(line)
-    got_through = len(numbered) - writer._dropped
-    assert 100 <= got_through < len(numbered)
-    assert read_lines(reader, until=numbered[got_through - 1]) == numbered[:got_through]
+    written = len(numbered) - writer._dropped
+    assert 100 <= written < len(numbered)
+    assert read_lines(reader, until=numbered[written - 1]) == numbered[:written]
     writer.write(b"late")
-    assert read_lines(reader, until=b"late") == [b"dropped %d" % (len(numbered) - got_through), b"late"]
+    assert read_lines(reader, until=b"late") == [b"dropped %d" % (len(numbered) - written), b"late"]
     writer.close(5)
 
 
-def test_a_sink_that_fails_for_a_while_is_told_of_what_it_has_not_got(pipe: tuple[int, int]) -> None:
+def test_sink_that_recovers_gets_a_report_of_dropped_lines(pipe: tuple[int, int]) -> None:
     reader, sink = pipe
     full = os.open("/dev/full", os.O_WRONLY)
     through = os.dup(full)
     writer = logs.Writer(through, most_bytes=10_000, report=report)
     for number in range(3):
         writer.write(b"lost %d" % number)
-    until(lambda: writer._dropped == 3)
+    wait_until(lambda: writer._dropped == 3)
     os.dup2(sink, through)
-    writer.write(b"heard")
-    assert read_lines(reader, until=b"heard") == [b"dropped 3", b"heard"]
+    writer.write(b"written")
+    assert read_lines(reader, until=b"written") == [b"dropped 3", b"written"]
     writer.close(5)
     os.close(through)
     os.close(full)
 
 
-def test_a_broken_pipe_costs_lines_alone(pipe: tuple[int, int]) -> None:
+def test_broken_pipe_drops_lines_only(pipe: tuple[int, int]) -> None:
     reader, sink = pipe
     os.close(reader)
     writer = logs.Writer(sink, most_bytes=10_000, report=report)
@@ -235,13 +231,13 @@ def test_a_broken_pipe_costs_lines_alone(pipe: tuple[int, int]) -> None:
     assert writer._dropped == 1
 
 
-def test_a_torn_line_does_not_spoil_the_next(pipe: tuple[int, int]) -> None:
+def test_line_after_a_torn_line_starts_on_its_own(pipe: tuple[int, int]) -> None:
     reader, sink = pipe
     os.set_blocking(sink, False)
     writer = logs.Writer(sink, most_bytes=10_000_000, report=report)
     torn = b"x" * 1_000_000
     writer.write(torn)
-    until(lambda: writer._dropped == 1)
+    wait_until(lambda: writer._dropped == 1)
     part = os.read(reader, len(torn))
     assert 0 < len(part) < len(torn)
     writer.write(b"whole")
@@ -249,7 +245,7 @@ def test_a_torn_line_does_not_spoil_the_next(pipe: tuple[int, int]) -> None:
     writer.close(5)
 
 
-def test_the_end_waits_a_bounded_time_for_a_sink_that_nobody_reads(pipe: tuple[int, int]) -> None:
+def test_close_waits_a_bounded_time_for_an_unread_sink(pipe: tuple[int, int]) -> None:
     _, sink = pipe
     writer = logs.Writer(sink, most_bytes=10_000_000, report=report)
     for _ in range(100):
@@ -259,21 +255,21 @@ def test_the_end_waits_a_bounded_time_for_a_sink_that_nobody_reads(pipe: tuple[i
     os.set_blocking(sink, False)
 
 
-def test_what_was_dropped_is_told_at_the_end_if_no_line_comes_after(pipe: tuple[int, int]) -> None:
+def test_dropped_lines_are_reported_at_the_end(pipe: tuple[int, int]) -> None:
     reader, sink = pipe
     writer = logs.Writer(sink, most_bytes=10, report=report)
-    writer.write(b"far too long for the room there is")
+    writer.write(b"longer than the bound")
     writer.close(5)
     assert read_lines(reader, until=b"dropped 1") == [b"dropped 1"]
 
 
-def until(condition: Any) -> None:
+def wait_until(condition: Any) -> None:
     moment = threading.Event()
     for _ in range(1000):
         if condition():
             return
         moment.wait(0.01)
-    raise AssertionError("waited 10 s in vain")
+    raise AssertionError("the condition is still false after 10 s")
 
 
 CRASH = """
@@ -285,7 +281,7 @@ with logs.in_background(logging.INFO):
 """
 
 
-def test_a_crash_is_told_after_all_lines() -> None:
+def test_traceback_of_a_crash_follows_all_lines() -> None:
     ended = subprocess.run([sys.executable, "-c", CRASH], capture_output=True, text=True, check=False)
     first, *traceback = ended.stderr.splitlines()
     assert orjson.loads(first)["event"] == "last_words"
@@ -302,10 +298,10 @@ reader, sink = os.pipe()
 os.dup2(sink, 2)
 with logs.in_background(logging.INFO):
     for _ in range(1000):
-        structlog.get_logger().info("told", much="." * 1000)
+        structlog.get_logger().info("logged", much="." * 1000)
 """
 
 
-def test_a_process_whose_sink_is_blocked_ends_as_any_other() -> None:
+def test_process_with_a_blocked_sink_exits() -> None:
     ended = subprocess.run([sys.executable, "-c", BLOCKED], check=False, timeout=60)
     assert ended.returncode == 0

@@ -1,4 +1,4 @@
-"""Metrics: which line tells which, and whether CloudWatch would understand it."""
+"""Metrics: the metrics of each log line, valid for CloudWatch."""
 
 import math
 import re
@@ -31,7 +31,7 @@ DONE = {
 
 
 def record(line: dict[str, Any], *, environment: str = "test", queue: str = "stt-split-jobs") -> dict[str, Any]:
-    """Let a line pass through the processors, and through JSON."""
+    """Return a line after the processors and a round trip through JSON."""
     passed: Any = line
     for process in metrics.processors(environment, queue):
         passed = process(None, "info", passed)
@@ -39,7 +39,7 @@ def record(line: dict[str, Any], *, environment: str = "test", queue: str = "stt
     return written
 
 
-def test_a_job_done_tells_what_it_did_and_how_fast() -> None:
+def test_succeeded_job_has_all_its_metrics() -> None:
     before_ms = time.time_ns() // 1_000_000
     line = record(DONE)
     assert metrics_of(line) == {
@@ -57,10 +57,10 @@ def test_a_job_done_tells_what_it_did_and_how_fast() -> None:
     }
     assert line["_aws"]["CloudWatchMetrics"][0]["Namespace"] == "SttAsync"
     assert before_ms <= line["_aws"]["Timestamp"] <= time.time_ns() // 1_000_000
-    assert line.items() >= DONE.items(), "the line is what it was, and a record"
+    assert line.items() >= DONE.items()
 
 
-def test_the_dimensions_are_the_environment_and_the_queue_alone() -> None:
+def test_dimensions_are_environment_and_queue() -> None:
     line = record(DONE, environment="production", queue="https://sqs.us-east-1.amazonaws.com/1/stt-split-jobs")
     assert dimensions_of(line) == [{"Environment": "production", "Queue": "stt-split-jobs"}]
 
@@ -74,12 +74,12 @@ def test_the_dimensions_are_the_environment_and_the_queue_alone() -> None:
         ("worker_lost", "JobsFailedWorkerLost"),
     ],
 )
-def test_a_job_failed_counts_for_its_class_and_for_all(failure: str, name: str) -> None:
+def test_failed_job_counts_in_total_and_by_class(failure: str, name: str) -> None:
     assert metrics_of(record({"event": "job_failed", "failure": failure})) == {"JobsFailed": 1, name: 1}
 
 
 @pytest.mark.parametrize(
-    ("line", "told"),
+    ("line", "expected"),
     [
         ({"event": "job_skipped", "segments": 3, "queue_wait_s": 1.5}, {"JobsSkipped": 1, "QueueWait": 1.5}),
         ({"event": "job_retried", "failure": "transient"}, {"JobsRetried": 1}),
@@ -93,17 +93,17 @@ def test_a_job_failed_counts_for_its_class_and_for_all(failure: str, name: str) 
     ],
     ids=lambda value: value.get("event") if isinstance(value, dict) else None,
 )
-def test_other_events_tell_theirs(line: dict[str, Any], told: dict[str, float]) -> None:
-    assert metrics_of(record(line)) == told
+def test_other_events_have_their_metrics(line: dict[str, Any], expected: dict[str, float]) -> None:
+    assert metrics_of(record(line)) == expected
 
 
-def test_a_line_of_another_event_and_any_line_without_an_environment_stay_as_they_are() -> None:
+def test_lines_without_a_metric_or_an_environment_are_unchanged() -> None:
     other = {"event": "worker_started", "slots": 4}
     assert record(other) == other
     assert record(DONE, environment="") == DONE
 
 
-def test_each_metric_has_one_unit_and_it_is_one_of_cloudwatch() -> None:
+def test_each_metric_has_one_unit_that_cloudwatch_knows() -> None:
     units: dict[str, set[str]] = {}
     for of_event in metrics.BY_EVENT.values():
         for metric in of_event:
@@ -122,20 +122,20 @@ _FIELDS = ["segments", "duration_s", "speech_s", "source_bytes", "receiving_s", 
     stages=st.dictionaries(st.sampled_from(["fetch", "split"]), st.tuples(st.floats(0, 1e9), st.floats(0, 1e9))),
     failure=st.sampled_from(["permanent", "something new"]),
 )
-def test_whatever_a_line_holds_or_lacks_its_record_is_valid(
+def test_any_line_makes_a_valid_record(
     event: str, fields: dict[str, float | None], stages: dict[str, tuple[float, float]], failure: str
 ) -> None:
     line = record({"event": event, "stages": stages, "failure": failure} | fields)
-    told = metrics_of(line)
-    assert all(math.isfinite(value) for value in told.values())
-    assert told.keys() <= {metric.name for metric in metrics.BY_EVENT[event]}
+    values = metrics_of(line)
+    assert all(math.isfinite(value) for value in values.values())
+    assert values.keys() <= {metric.name for metric in metrics.BY_EVENT[event]}
 
 
-def test_each_event_is_one_that_something_logs() -> None:
+def test_each_event_is_logged_somewhere() -> None:
     package = [file.read_text() for file in (ROOT / "stt_async").rglob("*.py") if file.name != "metrics.py"]
     assert [event for event in metrics.BY_EVENT if not any(f'"{event}"' in source for source in package)] == []
 
 
-def test_the_page_lists_each_metric_with_its_unit() -> None:
+def test_page_lists_each_metric_with_its_unit() -> None:
     rows = re.findall(r"^\| `(\w+)` \| ([\w/]+) \|", (ROOT / "docs" / "metrics.md").read_text(), re.MULTILINE)
     assert dict(rows) == dict(metrics.EMITTED)

@@ -1,4 +1,4 @@
-"""SQS: what is asked of it, and what its answers mean."""
+"""The calls to SQS, and the meaning of its answers."""
 
 from collections.abc import Callable
 from typing import Any
@@ -17,7 +17,7 @@ RETRY = Retry(timeout_s=30.0, max_wait_s=0.001)
 
 
 class Sqs:
-    """A client that answers each call with the next of the answers given for its operation, and notes it."""
+    """A client that records calls, and answers each with the next answer for its operation."""
 
     def __init__(self, **answers: list[Any]) -> None:
         self.answers = answers
@@ -45,7 +45,7 @@ def queue(client: Any) -> JobQueue:
     return JobQueue(client, url="q", dead_letter_url="dlq", max_receive_count=5, retry=RETRY)
 
 
-async def test_a_message_is_ours_from_the_moment_we_asked() -> None:
+async def test_receive_requests_and_parses_messages() -> None:
     sqs = Sqs(
         receive_message=[
             {
@@ -74,20 +74,20 @@ async def test_a_message_is_ours_from_the_moment_we_asked() -> None:
     assert (asked["WaitTimeSeconds"], asked["VisibilityTimeout"]) == (20, 300)
 
 
-async def test_an_empty_answer_is_no_messages_and_no_more_than_ten_are_asked_for() -> None:
+async def test_receive_requests_ten_at_most_and_accepts_an_empty_answer() -> None:
     sqs = Sqs()
     assert await queue(sqs).receive(most=50, wait_time_s=0, visibility_timeout_s=300) == []
     assert sqs.called("receive_message")[0]["MaxNumberOfMessages"] == 10
 
 
-async def test_a_failed_receive_is_raised_at_once() -> None:
+async def test_failed_receive_is_raised_at_once() -> None:
     sqs = Sqs(receive_message=[refusal("InternalError"), {}])
     with pytest.raises(TransientError):
         await queue(sqs).receive(most=1, wait_time_s=0, visibility_timeout_s=300)
     assert len(sqs.calls) == 1
 
 
-async def test_extending_tells_which_message_was_refused() -> None:
+async def test_extend_returns_the_codes_of_refused_messages() -> None:
     failed = {"Id": "1", "Code": "MessageNotInflight", "SenderFault": True}
     sqs = Sqs(change_message_visibility_batch=[{"Successful": [{"Id": "0"}], "Failed": [failed]}])
     assert await queue(sqs).extend([message("a"), message("b")], 300) == {"handle-b": "MessageNotInflight"}
@@ -108,7 +108,7 @@ async def test_extending_tells_which_message_was_refused() -> None:
         ("unreachable", False),
     ],
 )
-async def test_some_codes_mean_that_a_message_is_no_longer_ours(code: str, *, lost: bool) -> None:
+async def test_codes_of_a_lost_message_raise_lease_lost(code: str, *, lost: bool) -> None:
     assert is_lost(code) is lost
     if lost:
         sqs = Sqs(delete_message=[refusal(code)], change_message_visibility=[refusal(code)])
@@ -119,7 +119,7 @@ async def test_some_codes_mean_that_a_message_is_no_longer_ours(code: str, *, lo
         assert len(sqs.calls) == 2
 
 
-async def test_settling_is_tried_again_when_it_may_pass() -> None:
+async def test_transient_failure_of_a_settling_call_is_retried() -> None:
     sqs = Sqs(delete_message=[refusal("InternalError"), {}], change_message_visibility=[refusal("InternalError"), {}])
     await queue(sqs).delete(message("a"))
     await queue(sqs).release(message("a"), after_s=7)
@@ -131,7 +131,7 @@ async def test_settling_is_tried_again_when_it_may_pass() -> None:
     }
 
 
-async def test_a_dead_letter_is_sent_before_its_message_is_deleted() -> None:
+async def test_dead_letter_is_sent_before_its_message_is_deleted() -> None:
     sqs = Sqs()
     await queue(sqs).dead_letter(message("a", receive_count=2), PermanentError("undecodable", "no\x00audio"))
     assert [operation for operation, _ in sqs.calls] == ["send_message", "delete_message"]
@@ -146,14 +146,14 @@ async def test_a_dead_letter_is_sent_before_its_message_is_deleted() -> None:
     }
 
 
-async def test_without_a_dead_letter_nothing_is_deleted() -> None:
+async def test_failed_dead_letter_deletes_nothing() -> None:
     sqs = Sqs(send_message=[refusal("AccessDenied")])
     with pytest.raises(DependencyError):
         await queue(sqs).dead_letter(message("a"), PermanentError("undecodable", "no audio"))
     assert not sqs.called("delete_message")
 
 
-async def test_no_attribute_is_ever_empty() -> None:
+async def test_attributes_are_never_empty() -> None:
     sqs = Sqs()
     await queue(sqs).dead_letter(message("a"), TransientError("", ""))
     values = [value["StringValue"] for value in sqs.calls[0][1]["MessageAttributes"].values()]
@@ -161,7 +161,7 @@ async def test_no_attribute_is_ever_empty() -> None:
 
 
 @given(st.text(st.characters()))
-def test_an_attribute_holds_what_sqs_takes(text: str) -> None:
+def test_attribute_holds_only_characters_that_sqs_accepts(text: str) -> None:
     cleaned = _attribute(text)
     assert 1 <= len(cleaned) <= 1000
     for character in cleaned:
@@ -171,11 +171,11 @@ def test_an_attribute_holds_what_sqs_takes(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["amdo/བཀྲ་ཤིས།.mp3 is not there", "two\nlines", "x" * 1000])
-def test_an_attribute_keeps_what_people_can_read(text: str) -> None:
+def test_attribute_keeps_printable_text(text: str) -> None:
     assert _attribute(text) == text
 
 
-async def test_what_a_batch_refused_is_sent_again_and_nothing_else() -> None:
+async def test_only_refused_messages_of_a_batch_are_sent_again() -> None:
     sqs = Sqs(
         send_message_batch=[
             {"Failed": [{"Id": "0", "Code": "InternalError"}, {"Id": "2", "Code": "InternalError"}]},
@@ -198,7 +198,7 @@ def attributes(visible: int, in_flight: int, delayed: int) -> dict[str, dict[str
     }
 
 
-async def test_depths_are_of_the_queue_asked_for() -> None:
+async def test_each_depth_is_of_its_own_queue() -> None:
     sqs = Sqs(get_queue_attributes=[attributes(1, 2, 3), attributes(4, 0, 0)])
     assert await queue(sqs).depth() == Depth(visible=1, in_flight=2, delayed=3)
     assert await queue(sqs).dead_letter_depth() == Depth(visible=4, in_flight=0, delayed=0)
@@ -208,7 +208,7 @@ async def test_depths_are_of_the_queue_asked_for() -> None:
 @pytest.mark.parametrize(
     ("counts", "empty"), [((0, 0, 0), True), ((1, 0, 0), False), ((0, 1, 0), False), ((0, 0, 1), False)]
 )
-def test_empty_is_nothing_anywhere(counts: tuple[int, int, int], *, empty: bool) -> None:
+def test_empty_means_no_message_at_all(counts: tuple[int, int, int], *, empty: bool) -> None:
     assert Depth(*counts).empty is empty
 
 
@@ -218,7 +218,7 @@ POLICY = {
 
 
 @pytest.mark.parametrize("name", ["jobs", "https://sqs.us-east-1.amazonaws.com/1/jobs"])
-async def test_a_queue_is_found_by_name_or_url_with_its_dead_letter_queue(name: str) -> None:
+async def test_queue_is_found_by_name_or_url_with_its_dead_letter_queue(name: str) -> None:
     urls = [{"QueueUrl": "https://sqs/1/jobs"}, {"QueueUrl": "https://sqs/1/dead"}][-1 if "/" in name else 0 :]
     found = await open_queue(Sqs(get_queue_url=urls, get_queue_attributes=[POLICY]), name, RETRY)  # type: ignore[arg-type]
     assert found.url.endswith("/1/jobs")
@@ -228,7 +228,7 @@ async def test_a_queue_is_found_by_name_or_url_with_its_dead_letter_queue(name: 
 @pytest.mark.parametrize(
     "answer", [{}, {"Attributes": {}}, refusal("AWS.SimpleQueueService.NonExistentQueue")], ids=str
 )
-async def test_a_queue_that_will_not_do_is_told_by_name(answer: object) -> None:
+async def test_unusable_queue_is_named_in_the_error(answer: object) -> None:
     sqs: Any = Sqs(get_queue_attributes=[answer])
     with pytest.raises(ClassifiedError, match="1/jobs") as caught:
         await open_queue(sqs, "https://sqs/1/jobs", RETRY)

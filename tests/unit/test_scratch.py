@@ -1,4 +1,4 @@
-"""Scratch space: the budget, the folders, and what dead workers leave."""
+"""Scratch space: its bound, its folders, and the folders of dead workers."""
 
 import asyncio
 import os
@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from stt_async.errors import DISK_FULL, PermanentError, TransientError
 from stt_async.worker.scratch import Scratch, open_scratch
-from tests.unit.fakes import TIMEOUT_S, wait_until
+from tests.unit.fakes import TIMEOUT_S, run_ready_tasks, wait_until
 
 MOST_BYTES = 100
 ENDINGS = ("leave", "fail", "cancel")
@@ -24,14 +24,14 @@ ENDINGS = ("leave", "fail", "cancel")
 
 @pytest.fixture
 def scratch(tmp_path: Path) -> Scratch:
-    """Room for 100 bytes."""
+    """Scratch space of 100 bytes."""
     return Scratch(tmp_path, MOST_BYTES)
 
 
-class Guest:
-    """Takes a room, and stays in it until told to leave."""
+class Job:
+    """A job that holds scratch space until `leave`."""
 
-    def __init__(self, scratch: Scratch, needed_bytes: int, entered: list["Guest"]) -> None:
+    def __init__(self, scratch: Scratch, needed_bytes: int, entered: list["Job"]) -> None:
         self._scratch = scratch
         self._needed_bytes = needed_bytes
         self._entered = entered
@@ -49,16 +49,11 @@ class Guest:
         await self.task
 
 
-async def _settled() -> None:
-    for _ in range(10):
-        await asyncio.sleep(0)
-
-
-async def test_rooms_are_given_first_come_first_served(scratch: Scratch) -> None:
-    entered: list[Guest] = []
-    first, large, small = (Guest(scratch, size, entered) for size in (60, 80, 10))
-    await _settled()
-    assert entered == [first]  # the small one would fit, but it came after the large one
+async def test_space_is_granted_first_come_first_served(scratch: Scratch) -> None:
+    entered: list[Job] = []
+    first, large, small = (Job(scratch, size, entered) for size in (60, 80, 10))
+    await run_ready_tasks()
+    assert entered == [first]  # the small job would fit, but it came after the large one
     await first.leave()
     await wait_until(lambda: len(entered) == 3)
     assert entered == [first, large, small]
@@ -66,27 +61,27 @@ async def test_rooms_are_given_first_come_first_served(scratch: Scratch) -> None
     await small.leave()
 
 
-async def test_who_gives_up_waiting_lets_the_next_in(scratch: Scratch) -> None:
-    entered: list[Guest] = []
-    first, large, small = (Guest(scratch, size, entered) for size in (60, 80, 10))
-    await _settled()
+async def test_cancelled_waiting_job_admits_the_next(scratch: Scratch) -> None:
+    entered: list[Job] = []
+    first, large, small = (Job(scratch, size, entered) for size in (60, 80, 10))
+    await run_ready_tasks()
     large.task.cancel()
     await wait_until(lambda: entered == [first, small])
     await first.leave()
     await small.leave()
-    whole = Guest(scratch, MOST_BYTES, entered)
+    whole = Job(scratch, MOST_BYTES, entered)
     await wait_until(lambda: whole in entered)
     await whole.leave()
 
 
-async def test_one_that_never_fits_has_the_whole_space_to_itself(scratch: Scratch) -> None:
-    entered: list[Guest] = []
-    small, huge, after = (Guest(scratch, size, entered) for size in (1, MOST_BYTES * 1000, 1))
-    await _settled()
+async def test_oversized_job_gets_the_whole_space(scratch: Scratch) -> None:
+    entered: list[Job] = []
+    small, huge, after = (Job(scratch, size, entered) for size in (1, MOST_BYTES * 1000, 1))
+    await run_ready_tasks()
     assert entered == [small]
     await small.leave()
     await wait_until(lambda: huge in entered)
-    await _settled()
+    await run_ready_tasks()
     assert after not in entered
     await huge.leave()
     await wait_until(lambda: after in entered)
@@ -96,9 +91,7 @@ async def test_one_that_never_fits_has_the_whole_space_to_itself(scratch: Scratc
 @given(
     st.lists(st.tuples(st.integers(0, 150), st.sampled_from(["leave", "fail", "cancel"])), max_size=20), st.randoms()
 )
-def test_the_budget_is_never_exceeded_and_all_of_it_comes_back(
-    guests: list[tuple[int, str]], rng: random.Random
-) -> None:
+def test_bound_holds_and_all_space_is_released(jobs: list[tuple[int, str]], rng: random.Random) -> None:
     folder = Path(os.environ["TMPDIR"]) / "budget"
     folder.mkdir()
     used = 0
@@ -106,7 +99,7 @@ def test_the_budget_is_never_exceeded_and_all_of_it_comes_back(
     async def visit(scratch: Scratch, size: int, ending: str) -> None:
         nonlocal used
         async with scratch.job_folder(size):
-            taken = min(MOST_BYTES, size)  # what is larger than all of it takes all of it
+            taken = min(MOST_BYTES, size)  # an oversized job takes the whole space
             used += taken
             try:
                 assert used <= MOST_BYTES
@@ -119,8 +112,8 @@ def test_the_budget_is_never_exceeded_and_all_of_it_comes_back(
 
     async def run() -> None:
         scratch = Scratch(folder, MOST_BYTES)
-        tasks = [asyncio.create_task(visit(scratch, *guest)) for guest in guests]
-        for task, (_, ending) in zip(tasks, guests, strict=True):
+        tasks = [asyncio.create_task(visit(scratch, *job)) for job in jobs]
+        for task, (_, ending) in zip(tasks, jobs, strict=True):
             if ending == "cancel":
                 for _ in range(rng.randrange(5)):
                     await asyncio.sleep(0)
@@ -140,7 +133,7 @@ def test_the_budget_is_never_exceeded_and_all_of_it_comes_back(
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
-async def test_a_room_is_removed_however_its_job_ends(scratch: Scratch, tmp_path: Path, ending: str) -> None:
+async def test_job_folder_is_removed_however_its_job_ends(scratch: Scratch, tmp_path: Path, ending: str) -> None:
     async def job() -> None:
         async with scratch.job_folder(10) as folder:
             (folder / "out").mkdir()
@@ -152,24 +145,24 @@ async def test_a_room_is_removed_however_its_job_ends(scratch: Scratch, tmp_path
                 await asyncio.Event().wait()
 
     task = asyncio.create_task(job())
-    await _settled()
+    await run_ready_tasks()
     task.cancel()
     [result] = await asyncio.gather(task, return_exceptions=True)
     assert isinstance(result, {"leave": type(None), "fail": ZeroDivisionError, "cancel": BaseException}[ending])
     assert list(tmp_path.iterdir()) == []
 
 
-def test_how_full_the_disk_is_says_df(scratch: Scratch, tmp_path: Path) -> None:
+def test_used_percent_agrees_with_df(scratch: Scratch, tmp_path: Path) -> None:
     df = subprocess.run(["df", "--output=pcent", tmp_path], capture_output=True, text=True, check=True)  # noqa: S607
     assert scratch.used_percent() == pytest.approx(int(df.stdout.split()[1].rstrip("%")), abs=2)
 
 
-async def test_no_room_to_make_a_folder_is_a_full_disk_and_takes_nothing(tmp_path: Path) -> None:
-    folder = tmp_path / "not there yet"
+async def test_failed_folder_counts_as_a_full_disk_and_holds_no_space(tmp_path: Path) -> None:
+    folder = tmp_path / "missing"
     scratch = Scratch(folder, 8)
     with pytest.raises(TransientError) as caught:
         async with scratch.job_folder(1):
-            pytest.fail("there is no folder to be in")
+            pytest.fail("the folder could not be created")
     assert caught.value.code == "disk_full"
     folder.mkdir()
     async with asyncio.timeout(TIMEOUT_S), scratch.job_folder(1):
@@ -180,13 +173,13 @@ def _worker_folders(scratch_dir: Path) -> list[Path]:
     return [entry for entry in scratch_dir.iterdir() if entry.is_dir()]
 
 
-async def test_a_worker_has_a_folder_of_its_own_and_leaves_none(tmp_path: Path) -> None:
+async def test_worker_has_its_own_folder_and_leaves_none(tmp_path: Path) -> None:
     scratch_dir = tmp_path / "deep" / "scratch"
     with open_scratch(scratch_dir, None) as scratch:
-        [mine] = _worker_folders(scratch_dir)
-        assert str(os.getpid()) in mine.name
-        async with scratch.job_folder(1) as room:
-            assert room.parent == mine
+        [own] = _worker_folders(scratch_dir)
+        assert str(os.getpid()) in own.name
+        async with scratch.job_folder(1) as job_folder:
+            assert job_folder.parent == own
         assert (scratch_dir.stat().st_mode & 0o777) == 0o700
     assert _worker_folders(scratch_dir) == []
 
@@ -203,7 +196,7 @@ with open_scratch(Path(sys.argv[1]), 1000):
 
 @pytest.fixture
 def other_worker(tmp_path: Path) -> Iterator[Callable[[], subprocess.Popen[str]]]:
-    """A function that starts another process with a folder in the same scratch space."""
+    """A function that starts another worker process in the same scratch space."""
     started: list[subprocess.Popen[str]] = []
 
     def start() -> subprocess.Popen[str]:
@@ -224,7 +217,7 @@ def other_worker(tmp_path: Path) -> Iterator[Callable[[], subprocess.Popen[str]]
         process.communicate()
 
 
-def test_folders_of_dead_workers_are_removed_and_those_of_living_ones_stay(
+def test_only_folders_of_dead_workers_are_removed(
     tmp_path: Path, other_worker: Callable[[], subprocess.Popen[str]]
 ) -> None:
     dead, living = other_worker(), other_worker()
@@ -233,14 +226,14 @@ def test_folders_of_dead_workers_are_removed_and_those_of_living_ones_stay(
     [dead_folder] = tmp_path.glob(f"worker-{dead.pid}-*")
     [living_folder] = tmp_path.glob(f"worker-{living.pid}-*")
     (dead_folder / "job-x").mkdir()
-    (tmp_path / "somebody-elses").mkdir()
+    (tmp_path / "other").mkdir()
     with open_scratch(tmp_path, None):
         assert not dead_folder.exists()
         assert living_folder.exists()
-        assert (tmp_path / "somebody-elses").exists()
+        assert (tmp_path / "other").exists()
 
 
-def test_workers_that_start_at_the_same_time_do_not_take_each_other_for_dead(tmp_path: Path) -> None:
+def test_workers_that_start_together_keep_each_others_folders(tmp_path: Path) -> None:
     def worker(_: int) -> bool:
         with open_scratch(tmp_path, 1000):
             return True
@@ -253,7 +246,7 @@ def test_workers_that_start_at_the_same_time_do_not_take_each_other_for_dead(tmp
 @pytest.mark.parametrize(
     ("error", "share"), [(TransientError(DISK_FULL, "full"), 0.5), (PermanentError("not_audio", "html"), 1.0)]
 )
-async def test_full_disk_halves_what_scratch_lets_in(tmp_path: Path, error: Exception, share: float) -> None:
+async def test_full_disk_halves_the_space(tmp_path: Path, error: Exception, share: float) -> None:
     most_bytes = 100
     scratch = Scratch(tmp_path, most_bytes)
     with pytest.raises(type(error)):

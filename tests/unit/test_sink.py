@@ -1,4 +1,4 @@
-"""S3: what is asked of it, what is left when it fails, and who wins the commit."""
+"""The sink: uploads, their clean-up, and the conditional commit."""
 # ruff: noqa: N803 - boto's names of arguments
 
 import asyncio
@@ -17,7 +17,7 @@ from stt_async.services.sink import ManifestHead, Sink
 from tests.unit.fakes import a_job, a_manifest, wait_until
 
 PART_BYTES = 10
-Trouble = Exception | Callable[[], Any]
+Fault = Exception | Callable[[], Any]
 
 
 def refusal(code: str) -> ClientError:
@@ -25,7 +25,7 @@ def refusal(code: str) -> ClientError:
 
 
 class Body:
-    """What get_object hands over."""
+    """The body of a response."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data
@@ -41,24 +41,24 @@ class Body:
 
 
 class S3:
-    """A bucket in memory. What `troubles` holds for an operation is raised, or awaited, before its call is done."""
+    """A bucket in memory. Each call first raises, or awaits, the next of `faults` for its operation."""
 
     def __init__(self) -> None:
         self.objects: dict[str, bytes] = {}
         self.metadata: dict[str, dict[str, str]] = {}
         self.uploads: dict[str, dict[int, bytes]] = {}
-        self.troubles: dict[str, list[Trouble]] = {}
+        self.faults: dict[str, list[Fault]] = {}
         self.calls: list[str] = []
         self.parts_running = 0
 
     async def _called(self, operation: str) -> None:
         self.calls.append(operation)
         await asyncio.sleep(0)
-        if self.troubles.get(operation):
-            trouble = self.troubles[operation].pop(0)
-            if isinstance(trouble, Exception):
-                raise trouble
-            await trouble()
+        if self.faults.get(operation):
+            fault = self.faults[operation].pop(0)
+            if isinstance(fault, Exception):
+                raise fault
+            await fault()
 
     def _etag(self, key: str) -> str:
         return f'"{hash(self.objects[key])}"'
@@ -139,23 +139,23 @@ def sink(s3: S3) -> Sink:
 
 @pytest.fixture
 def tar(tmp_path: Path) -> Path:
-    """A file of three parts and a bit."""
+    """A file of three full parts and a short one."""
     file = tmp_path / "segments.tar"
     file.write_bytes(bytes(range(3 * PART_BYTES + 5)))
     return file
 
 
-async def test_a_small_file_is_one_put_tried_again(s3: S3, sink: Sink, tmp_path: Path) -> None:
+async def test_small_file_is_one_put_with_retries(s3: S3, sink: Sink, tmp_path: Path) -> None:
     file = tmp_path / "segment.flac"
     file.write_bytes(b"x" * PART_BYTES)
-    s3.troubles["put_object"] = [refusal("SlowDown"), refusal("InternalError")]
+    s3.faults["put_object"] = [refusal("SlowDown"), refusal("InternalError")]
     await sink.put(file, "a.mp3/segment.flac")
     assert s3.objects == {"a.mp3/segment.flac": b"x" * PART_BYTES}
     assert s3.calls.count("put_object") == 3
 
 
-async def test_a_large_file_goes_in_parts(s3: S3, sink: Sink, tar: Path) -> None:
-    s3.troubles["part"] = [refusal("SlowDown")]
+async def test_large_file_is_uploaded_in_parts(s3: S3, sink: Sink, tar: Path) -> None:
+    s3.faults["part"] = [refusal("SlowDown")]
     await sink.put(tar, "a.mp3/segments.tar")
     assert s3.objects == {"a.mp3/segments.tar": tar.read_bytes()}
     assert s3.calls.count("part") == 5
@@ -163,38 +163,36 @@ async def test_a_large_file_goes_in_parts(s3: S3, sink: Sink, tar: Path) -> None
 
 
 @pytest.mark.parametrize("operation", ["part", "complete"])
-async def test_an_upload_that_fails_is_aborted(s3: S3, sink: Sink, tar: Path, operation: str) -> None:
-    s3.troubles[operation] = [refusal("AccessDenied")]
+async def test_failed_upload_is_aborted(s3: S3, sink: Sink, tar: Path, operation: str) -> None:
+    s3.faults[operation] = [refusal("AccessDenied")]
     with pytest.raises(DependencyError, match="AccessDenied"):
         await sink.put(tar, "a.mp3/segments.tar")
     assert s3.uploads == {}
     assert s3.objects == {}
 
 
-async def test_an_upload_whose_completion_went_unheard_is_found_done(s3: S3, sink: Sink, tar: Path) -> None:
-    s3.troubles["complete_answer"] = [ConnectionResetError("reset")]
+async def test_upload_whose_completion_lost_its_answer_succeeds(s3: S3, sink: Sink, tar: Path) -> None:
+    s3.faults["complete_answer"] = [ConnectionResetError("reset")]
     await sink.put(tar, "a.mp3/segments.tar")
     assert s3.objects == {"a.mp3/segments.tar": tar.read_bytes()}
     assert s3.calls.count("complete") == 2
     assert "abort" not in s3.calls
 
 
-@pytest.mark.parametrize("standing", [None, b"another size"])
-async def test_an_upload_that_somebody_aborted_needs_a_new_attempt(
-    s3: S3, sink: Sink, tar: Path, standing: bytes | None
-) -> None:
+@pytest.mark.parametrize("present", [None, b"another size"])
+async def test_foreign_abort_needs_a_new_attempt(s3: S3, sink: Sink, tar: Path, present: bytes | None) -> None:
     async def abort() -> None:
         s3.uploads.clear()
 
-    if standing is not None:
-        s3.objects["a.mp3/segments.tar"] = standing
-    s3.troubles["complete"] = [abort]
+    if present is not None:
+        s3.objects["a.mp3/segments.tar"] = present
+    s3.faults["complete"] = [abort]
     with pytest.raises(RetryJobError, match="NoSuchUpload"):
         await sink.put(tar, "a.mp3/segments.tar")
 
 
-async def test_an_upload_that_never_began_is_not_aborted(s3: S3, sink: Sink, tar: Path) -> None:
-    s3.troubles["create"] = [refusal("AccessDenied")]
+async def test_upload_that_was_not_created_is_not_aborted(s3: S3, sink: Sink, tar: Path) -> None:
+    s3.faults["create"] = [refusal("AccessDenied")]
     with pytest.raises(DependencyError, match="AccessDenied"):
         await sink.put(tar, "a.mp3/segments.tar")
     assert "abort" not in s3.calls
@@ -202,11 +200,9 @@ async def test_an_upload_that_never_began_is_not_aborted(s3: S3, sink: Sink, tar
 
 @pytest.mark.parametrize("operation", ["create", "create_answer", "part", "complete"])
 @pytest.mark.parametrize("times", [1, 3])
-async def test_an_upload_that_is_cancelled_is_aborted(
-    s3: S3, sink: Sink, tar: Path, operation: str, times: int
-) -> None:
+async def test_cancelled_upload_is_aborted(s3: S3, sink: Sink, tar: Path, operation: str, times: int) -> None:
     go = asyncio.Event()
-    s3.troubles[operation] = [go.wait]
+    s3.faults[operation] = [go.wait]
     task = asyncio.create_task(sink.put(tar, "a.mp3/segments.tar"))
     await wait_until(lambda: operation in s3.calls)
     for _ in range(times):
@@ -220,13 +216,13 @@ async def test_an_upload_that_is_cancelled_is_aborted(
     assert s3.objects == {}
 
 
-async def test_an_abort_that_fails_does_not_hide_why(s3: S3, sink: Sink, tar: Path) -> None:
-    s3.troubles = {"part": [refusal("AccessDenied")], "abort": [refusal("InternalError")]}
+async def test_failed_abort_does_not_hide_the_first_error(s3: S3, sink: Sink, tar: Path) -> None:
+    s3.faults = {"part": [refusal("AccessDenied")], "abort": [refusal("InternalError")]}
     with pytest.raises(DependencyError, match="AccessDenied"):
         await sink.put(tar, "a.mp3/segments.tar")
 
 
-async def test_the_probe_leaves_nothing(s3: S3, sink: Sink) -> None:
+async def test_probe_leaves_nothing(s3: S3, sink: Sink) -> None:
     await sink.probe()
     assert s3.uploads == {}
     assert s3.objects == {}
@@ -234,8 +230,8 @@ async def test_the_probe_leaves_nothing(s3: S3, sink: Sink) -> None:
 
 
 @pytest.mark.parametrize("operation", ["get_object", "create", "part", "abort"])
-async def test_the_probe_tells_what_is_refused(s3: S3, sink: Sink, operation: str) -> None:
-    s3.troubles[operation] = [refusal("AccessDenied")]
+async def test_probe_raises_a_refusal(s3: S3, sink: Sink, operation: str) -> None:
+    s3.faults[operation] = [refusal("AccessDenied")]
     with pytest.raises(DependencyError, match="AccessDenied"):
         await sink.probe()
     assert s3.uploads == {}
@@ -244,60 +240,60 @@ async def test_the_probe_tells_what_is_refused(s3: S3, sink: Sink, operation: st
 KEY = "amdo/001.mp3/metadata.json"
 
 
-async def test_the_first_commit_stands_and_tells_what_it_was_made_from(s3: S3, sink: Sink) -> None:
+async def test_first_commit_is_stored_with_its_metadata(s3: S3, sink: Sink) -> None:
     manifest = a_manifest()
     assert await sink.read_manifest(manifest.output_prefix) is None
     assert await sink.head_manifest(manifest.output_prefix) is None
     assert await sink.commit(manifest, replaces=None) is None
     assert s3.objects == {KEY: manifest.to_json()}
-    standing = await sink.read_manifest(manifest.output_prefix)
-    assert standing is not None
-    assert standing.parse() == manifest
+    stored = await sink.read_manifest(manifest.output_prefix)
+    assert stored is not None
+    assert stored.parse() == manifest
     assert await sink.head_manifest(manifest.output_prefix) == ManifestHead(manifest.params_sha256, "e1")
 
 
-async def test_who_is_second_gets_the_winner(s3: S3, sink: Sink) -> None:
+async def test_second_commit_returns_the_winner(s3: S3, sink: Sink) -> None:
     winner, second = a_manifest(), a_manifest(a_job(job_id="split-2"))
     s3.objects[KEY] = winner.to_json()
     assert await sink.commit(second, replaces=None) == winner
     assert s3.objects[KEY] == winner.to_json()
 
 
-async def test_a_commit_whose_answer_was_lost_finds_itself(s3: S3, sink: Sink) -> None:
+async def test_commit_that_lost_its_answer_returns_itself(s3: S3, sink: Sink) -> None:
     manifest = a_manifest()
-    s3.troubles["put_object_answer"] = [ConnectionResetError("reset")]
+    s3.faults["put_object_answer"] = [ConnectionResetError("reset")]
     assert await sink.commit(manifest, replaces=None) == manifest
 
 
-async def test_a_replacement_replaces_what_it_saw_and_nothing_newer(s3: S3, sink: Sink) -> None:
-    old, newer, mine = (a_manifest(a_job(job_id=name)) for name in ("old", "newer", "mine"))
+async def test_replacement_replaces_only_the_manifest_it_read(s3: S3, sink: Sink) -> None:
+    old, newer, own = (a_manifest(a_job(job_id=name)) for name in ("old", "newer", "own"))
     s3.objects[KEY] = old.to_json()
     seen = await sink.read_manifest(old.output_prefix)
     assert seen is not None
     s3.objects[KEY] = newer.to_json()
-    assert await sink.commit(mine, replaces=seen.etag) == newer
+    assert await sink.commit(own, replaces=seen.etag) == newer
     seen = await sink.read_manifest(old.output_prefix)
     assert seen is not None
-    assert await sink.commit(mine, replaces=seen.etag) is None
-    assert s3.objects[KEY] == mine.to_json()
+    assert await sink.commit(own, replaces=seen.etag) is None
+    assert s3.objects[KEY] == own.to_json()
 
 
-async def test_a_replacement_of_what_is_gone_may_be_tried_again(s3: S3, sink: Sink) -> None:
+async def test_replacement_of_a_missing_manifest_is_transient(s3: S3, sink: Sink) -> None:
     with pytest.raises(TransientError, match="does not exist any more"):
         await sink.commit(a_manifest(), replaces='"1"')
     assert s3.objects == {}
 
 
-async def test_something_else_in_its_place_is_refused(s3: S3, sink: Sink) -> None:
+async def test_foreign_manifest_is_refused(s3: S3, sink: Sink) -> None:
     s3.objects[KEY] = b"{}"
-    standing = await sink.read_manifest("amdo/001.mp3/")
-    assert standing is not None
+    stored = await sink.read_manifest("amdo/001.mp3/")
+    assert stored is not None
     with pytest.raises(PermanentError) as caught:
-        standing.parse()
+        stored.parse()
     assert caught.value.code == "foreign_manifest"
 
 
-async def test_no_more_objects_are_on_their_way_than_allowed(s3: S3, sink: Sink, tmp_path: Path) -> None:
+async def test_uploads_at_once_are_limited(s3: S3, sink: Sink, tmp_path: Path) -> None:
     inside = most = 0
 
     @asynccontextmanager
@@ -313,7 +309,7 @@ async def test_no_more_objects_are_on_their_way_than_allowed(s3: S3, sink: Sink,
             for _ in range(5):
                 await asyncio.sleep(0.001)
 
-    s3.troubles["put_object"] = [slowly for _ in range(12)]
+    s3.faults["put_object"] = [slowly for _ in range(12)]
     files = [tmp_path / f"{n}.flac" for n in range(12)]
     for file in files:
         file.write_bytes(b"x")

@@ -1,4 +1,4 @@
-"""What MinIO's errors mean for a job."""
+"""The failure classes of MinIO's errors."""
 
 import re
 import ssl
@@ -57,7 +57,7 @@ def connector_error(kind: type[aiohttp.ClientConnectorError], cause: Any) -> aio
         (TimeoutError(), TransientError, "connection_broken"),
         (ParseError("a listing that is not XML"), TransientError, "connection_broken"),
     ],
-    # The same in every process: xdist compares them.
+    # The ids must be the same in every process of xdist.
     ids=lambda value: re.sub(r"<Mock id='\d+'>", "connection", ascii(value)) if isinstance(value, Exception) else "",
 )
 def test_each_error_has_its_class(error: Exception, kind: type[ClassifiedError], code: str) -> None:
@@ -70,12 +70,12 @@ def test_each_error_has_its_class(error: Exception, kind: type[ClassifiedError],
 
 
 @pytest.mark.parametrize("error", [s3_error("PreconditionFailed", 412), InvalidResponseError(412, None, None)], ids=str)
-def test_a_failed_if_match_is_no_failure_yet(error: Exception) -> None:
+def test_failed_if_match_is_a_replaced_error(error: Exception) -> None:
     with pytest.raises(ReplacedError), translated_minio(WHAT):
         raise error
 
 
-def test_what_is_ours_passes() -> None:
+def test_classified_error_passes_unchanged() -> None:
     error = TransientError("disk_full", "no space")
     with pytest.raises(TransientError) as caught, translated_minio(WHAT):
         raise error

@@ -1,4 +1,4 @@
-"""The probe of the source: what it reads, and what it makes of refusals."""
+"""The probe of the source: which recordings it reads, and how it handles refusals."""
 
 from collections.abc import AsyncIterator
 from types import SimpleNamespace
@@ -15,7 +15,7 @@ from tests.unit.fakes import TIMEOUT_S
 
 
 class Minio:
-    """A bucket that lists these keys, and answers a GET of some with an error code. Any other call is an error."""
+    """A bucket that lists these keys, and refuses a GET of some with an error code. It has no other methods."""
 
     def __init__(self, keys: list[str], refused: dict[str, str]) -> None:
         self.keys = keys
@@ -36,7 +36,7 @@ class Minio:
 
 
 class Response:
-    """An answer with a body."""
+    """A response with a body."""
 
     def __init__(self) -> None:
         self.content = self
@@ -51,21 +51,21 @@ class Response:
         return b"x" * size
 
 
-def _source(minio: Minio, patience_s: float = TIMEOUT_S) -> Source:
+def _source(minio: Minio, retry_timeout_s: float = TIMEOUT_S) -> Source:
     client: Any = minio
-    return Source(client, Mock(), downloads=1, retry=Retry(patience_s, 0.001))
+    return Source(client, Mock(), downloads=1, retry=Retry(retry_timeout_s, 0.001))
 
 
 KEYS = [f"{number:04}.mp3" for number in range(1000)]
 
 
-async def test_one_recording_that_can_be_read_is_enough() -> None:
+async def test_one_readable_recording_is_enough() -> None:
     minio = Minio(KEYS, {KEYS[0]: "AccessDenied", KEYS[200]: "NoSuchKey"})
     assert KEYS[400] in await _source(minio).probe("audio")
     assert minio.read == [KEYS[0], KEYS[200], KEYS[400]]
 
 
-async def test_a_few_refusals_all_over_the_listing_are_one() -> None:
+async def test_refusals_across_the_listing_are_a_refusal() -> None:
     minio = Minio(KEYS, dict.fromkeys(KEYS, "AccessDenied"))
     with pytest.raises(DependencyError, match="AccessDenied"):
         await _source(minio).probe("audio")
@@ -73,7 +73,7 @@ async def test_a_few_refusals_all_over_the_listing_are_one() -> None:
 
 
 @pytest.mark.parametrize("count", [1, 2, 5, 6, 999])
-async def test_no_listing_is_too_short_or_odd(count: int) -> None:
+async def test_short_listing_is_probed_without_repeats(count: int) -> None:
     minio = Minio(KEYS[:count], dict.fromkeys(KEYS, "NoSuchKey"))
     with pytest.raises(PermanentError):
         await _source(minio).probe("audio")
@@ -81,12 +81,12 @@ async def test_no_listing_is_too_short_or_odd(count: int) -> None:
     assert len(set(minio.read)) == len(minio.read)
 
 
-async def test_an_empty_bucket_is_in_order() -> None:
+async def test_empty_bucket_passes() -> None:
     assert "empty" in await _source(Minio([], {})).probe("audio")
 
 
-async def test_what_concerns_all_is_not_tried_on_each() -> None:
+async def test_outage_is_raised_at_the_first_recording() -> None:
     minio = Minio(KEYS, dict.fromkeys(KEYS, "RequestTimeTooSkewed"))
     with pytest.raises(OutageError):
-        await _source(minio, patience_s=0.0).probe("audio")
+        await _source(minio, retry_timeout_s=0.0).probe("audio")
     assert set(minio.read) == {KEYS[0]}

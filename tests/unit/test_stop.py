@@ -1,4 +1,4 @@
-"""Every reason to stop: the deadline, who waits for it, and signals."""
+"""The request to stop: its deadline, its waiters, and signals."""
 
 import asyncio
 import os
@@ -9,7 +9,7 @@ import pytest
 import uvloop
 
 from stt_async.worker.stop import SIGNALS, Stop, on_signals
-from tests.unit.fakes import TIMEOUT_S, background, wait_until
+from tests.unit.fakes import TIMEOUT_S, background, run_ready_tasks, wait_until
 
 LONG_S = 3600.0
 
@@ -17,9 +17,9 @@ LONG_S = 3600.0
 @pytest.mark.parametrize(
     ("first_s", "second_s", "reason"),
     [(100.0, 10.0, "second"), (10.0, 100.0, "first"), (0.0, 0.0, "first")],
-    ids=["sooner counts", "later does not", "as soon does not"],
+    ids=["sooner", "later", "equal"],
 )
-async def test_the_deadline_is_only_shortened(first_s: float, second_s: float, reason: str) -> None:
+async def test_deadline_is_only_shortened(first_s: float, second_s: float, reason: str) -> None:
     stop = Stop()
     before_s = time.monotonic()
     stop.request("first", within_s=first_s)
@@ -30,16 +30,15 @@ async def test_the_deadline_is_only_shortened(first_s: float, second_s: float, r
     assert before_s + soonest_s <= stop.signal.deadline_s <= time.monotonic() + soonest_s
 
 
-async def test_nobody_asked_yet() -> None:
+async def test_waiters_wait_without_a_request() -> None:
     stop = Stop()
     assert not stop.requested
     async with background(stop.wait(), stop.wait_deadline(), stop.sleep(LONG_S)) as waiting:
-        for _ in range(5):
-            await asyncio.sleep(0)
+        await run_ready_tasks()
         assert not any(each.done() for each in waiting)
 
 
-async def test_a_request_wakes_all_that_wait_for_one() -> None:
+async def test_request_wakes_all_waiters() -> None:
     stop = Stop()
     async with background(stop.wait(), stop.sleep(LONG_S), stop.wait()) as waiting:
         await asyncio.sleep(0)
@@ -47,7 +46,7 @@ async def test_a_request_wakes_all_that_wait_for_one() -> None:
         await wait_until(lambda: all(each.done() for each in waiting))
 
 
-async def test_whoever_waits_after_a_request_returns_at_once() -> None:
+async def test_waiters_after_a_request_return_at_once() -> None:
     stop = Stop()
     stop.request("now", within_s=0)
     async with asyncio.timeout(TIMEOUT_S):
@@ -56,15 +55,13 @@ async def test_whoever_waits_after_a_request_returns_at_once() -> None:
         await stop.sleep(LONG_S)
 
 
-async def test_a_shortened_deadline_wakes_all_that_wait_for_it() -> None:
+async def test_shortened_deadline_wakes_all_waiters() -> None:
     stop = Stop()
     stop.request("drain", within_s=LONG_S)
     async with background(*(stop.wait_deadline() for _ in range(3))) as waiting:
-        for _ in range(5):
-            await asyncio.sleep(0)
+        await run_ready_tasks()
         stop.request("less", within_s=LONG_S / 2)
-        for _ in range(5):
-            await asyncio.sleep(0)
+        await run_ready_tasks()
         assert not any(each.done() for each in waiting)
         stop.request("now", within_s=0.005)
         await wait_until(lambda: all(each.done() for each in waiting))
@@ -72,23 +69,23 @@ async def test_a_shortened_deadline_wakes_all_that_wait_for_it() -> None:
         assert time.monotonic() >= stop.signal.deadline_s
 
 
-async def test_one_that_begins_to_wait_hides_no_change_from_another() -> None:
+async def test_new_waiter_does_not_hide_a_change_from_earlier_ones() -> None:
     stop = Stop()
     async with background(stop.wait_deadline()) as early:
         await asyncio.sleep(0)
-        stop.request("now", within_s=0)  # the first is woken, but has not run yet
+        stop.request("now", within_s=0)  # the early waiter is woken, but has not run yet
         async with background(stop.wait_deadline(), stop.wait()) as late:
             await wait_until(lambda: all(each.done() for each in [*early, *late]))
 
 
-async def test_sleep_ends_by_itself() -> None:
+async def test_sleep_ends_without_a_request() -> None:
     stop = Stop()
     async with asyncio.timeout(TIMEOUT_S):
         await stop.sleep(0.001)
     assert not stop.requested
 
 
-def _scenario_of_signals(number: signal.Signals) -> None:
+def _send_signals(number: signal.Signals) -> None:
     async def run() -> None:
         stop = Stop()
         with on_signals(stop, drain_timeout_s=LONG_S):
@@ -106,15 +103,15 @@ def _scenario_of_signals(number: signal.Signals) -> None:
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-def test_the_first_signal_drains_the_second_releases_the_third_kills(number: signal.Signals) -> None:
+def test_first_signal_drains_second_releases_third_kills(number: signal.Signals) -> None:
     before = signal.getsignal(number)
     try:
-        _scenario_of_signals(number)
+        _send_signals(number)
     finally:
         signal.signal(number, before)
 
 
-async def test_signals_are_as_before_afterwards() -> None:
+async def test_signal_handlers_are_restored() -> None:
     with on_signals(Stop(), drain_timeout_s=1):
         pass
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
