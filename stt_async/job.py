@@ -151,7 +151,7 @@ def parse_split_job(body: str, *, output_bucket: str, source_buckets: Iterable[s
     try:
         job = SplitJob.model_validate(data)
     except ValidationError as error:
-        reasons = "; ".join(_sentence(e) for e in error.errors())
+        reasons = "; ".join(_describe(e) for e in error.errors())
         raise _invalid(reasons) from error
     if job.output_bucket != output_bucket:
         raise _invalid(f"output_bucket: this worker writes only to {output_bucket!r}, not to {job.output_bucket!r}")
@@ -170,7 +170,7 @@ def _invalid(reason: str) -> PermanentError:
     return PermanentError("invalid_job", reason[:MAX_REASON_CHARACTERS])
 
 
-def _sentence(error: Any) -> str:
+def _describe(error: Any) -> str:
     path = ".".join(str(part) for part in error["loc"])
     message = str(error["msg"]).removeprefix("Value error, ")
     return f"{path}: {message}" if path else message

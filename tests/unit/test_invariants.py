@@ -1,4 +1,4 @@
-"""The checker of I1-I8 itself: a history that breaks an invariant is told, one that holds is not."""
+"""The checker of I1-I8: it reports each broken invariant, and nothing else."""
 
 import hashlib
 from collections.abc import Callable
@@ -28,7 +28,7 @@ VISIBILITY_TIMEOUT_S = 30
 
 
 class Story:
-    """A history as it grows, a second with each call, and what is there in the end."""
+    """A history, in which each call takes a second, and the objects at its end."""
 
     def __init__(self, folder: Path) -> None:
         self.history = History()
@@ -53,7 +53,7 @@ class Story:
         asked = {"VisibilityTimeout": VISIBILITY_TIMEOUT_S}
         return self._sqs("ReceiveMessage", by, asked, {"Messages": [message]})
 
-    def beat(self, receipt: str = "r", *, by: str = "worker-1") -> Call:
+    def heartbeat(self, receipt: str = "r", *, by: str = "worker-1") -> Call:
         entry = {"Id": "0", "ReceiptHandle": receipt, "VisibilityTimeout": VISIBILITY_TIMEOUT_S}
         return self._sqs("ChangeMessageVisibilityBatch", by, {"Entries": [entry]}, {"Successful": [{"Id": "0"}]})
 
@@ -65,10 +65,10 @@ class Story:
         return self._sqs("DeleteMessage", by, {"ReceiptHandle": receipt}, {})
 
     def dead_lettered(self, message_id: str = "m", *, by: str = "worker-1", **reason: str) -> Call:
-        told = {"code": "undecodable", "reason": "noise", "message_id": message_id} | reason
+        reason = {"code": "undecodable", "reason": "noise", "message_id": message_id} | reason
         body = self.history.sent[message_id]
-        self.history.dead_letters.append(Letter("other", body, told, 1))
-        attributes = {name: {"StringValue": value} for name, value in told.items()}
+        self.history.dead_letters.append(Letter("other", body, reason, 1))
+        attributes = {name: {"StringValue": value} for name, value in reason.items()}
         return self._sqs(
             "SendMessage", by, {"MessageBody": body, "MessageAttributes": attributes}, {"MessageId": "other"}, "dead"
         )
@@ -85,10 +85,10 @@ class Story:
         return self.put(MANIFEST, manifest(content), by=by, **facts)
 
     def done(self, *, by: str = "worker-1") -> None:
-        """A job from its receive to its delete, all in order."""
+        """A correct job from its receive to its delete."""
         self.received(by=by)
         self.put(KEY, SEGMENT, by=by)
-        self.beat(by=by)
+        self.heartbeat(by=by)
         self.committed(by=by)
         self.deleted(by=by)
 
@@ -152,11 +152,11 @@ def _nothing_happens(story: Story) -> None:
     del story
 
 
-def _all_in_order(story: Story) -> None:
+def _done(story: Story) -> None:
     story.done()
 
 
-def _released_and_done_by_another(story: Story) -> None:
+def _released_and_done_by_another_worker(story: Story) -> None:
     story.worker("worker-2")
     story.received("first")
     story.released("first")
@@ -182,7 +182,7 @@ def _moved_by_sqs_after_five_receives(story: Story) -> None:
     story.left_in_queue = 0
 
 
-def _skipped_because_its_manifest_stands(story: Story) -> None:
+def _skipped_because_its_manifest_exists(story: Story) -> None:
     story.put(KEY, SEGMENT, by="")
     story.objects[MANIFEST] = manifest()
     story.received()
@@ -204,7 +204,7 @@ def _lost_the_race_for_the_commit(story: Story) -> None:
     story.deleted("r2", by="worker-2")
 
 
-def _killed_in_mid_job_and_done_by_its_heir(story: Story) -> None:
+def _killed_and_done_by_another_worker(story: Story) -> None:
     story.history.workers[0].killed = True
     story.history.workers[0].ended_s = 3.0
     story.worker("worker-2")
@@ -214,7 +214,7 @@ def _killed_in_mid_job_and_done_by_its_heir(story: Story) -> None:
     story.done(by="worker-2")
 
 
-def _its_answer_was_lost_and_it_looked(story: Story) -> None:
+def _committed_without_an_answer_then_read(story: Story) -> None:
     story.received()
     story.put(KEY, SEGMENT)
     story.committed(status=None, told_s=None)
@@ -222,7 +222,7 @@ def _its_answer_was_lost_and_it_looked(story: Story) -> None:
     story.deleted()
 
 
-def _breadcrumbs_and_the_probe(story: Story) -> None:
+def _failure_records_and_the_probe(story: Story) -> None:
     story.put(".stt-async-probe", b"probe")
     story.done()
     for attempt in (b"first", b"second"):
@@ -235,7 +235,7 @@ def _idle_with_its_log_open(story: Story) -> None:
     life.peak_memory_bytes = MEMORY_AT_MOST_BYTES
 
 
-def _stopped_with_little_time_left_on_its_message(story: Story) -> None:
+def _stopped_shortly_before_the_visibility_timeout(story: Story) -> None:
     story.received()
     story.history.workers[0].returncode = 0
     story.history.workers[0].ended_s = story.now_s + VISIBILITY_TIMEOUT_S - 10
@@ -270,27 +270,27 @@ def _delivered_twice_at_once(story: Story) -> None:
 
 
 @pytest.mark.parametrize(
-    "told",
+    "scenario",
     [
         _nothing_happens,
-        _all_in_order,
-        _released_and_done_by_another,
+        _done,
+        _released_and_done_by_another_worker,
         _dead_lettered,
         _taken_by_the_test,
         _moved_by_sqs_after_five_receives,
-        _skipped_because_its_manifest_stands,
+        _skipped_because_its_manifest_exists,
         _lost_the_race_for_the_commit,
-        _killed_in_mid_job_and_done_by_its_heir,
-        _its_answer_was_lost_and_it_looked,
-        _breadcrumbs_and_the_probe,
+        _killed_and_done_by_another_worker,
+        _committed_without_an_answer_then_read,
+        _failure_records_and_the_probe,
         _idle_with_its_log_open,
-        _stopped_with_little_time_left_on_its_message,
+        _stopped_shortly_before_the_visibility_timeout,
         _replaced_by_other_parameters,
         _delivered_twice_at_once,
     ],
 )
-def test_what_holds_is_not_told(story: Story, told: Callable[[Story], None]) -> None:
-    told(story)
+def test_correct_history_has_no_report(story: Story, scenario: Callable[[Story], None]) -> None:
+    scenario(story)
     assert story.broken() == []
 
 
@@ -303,13 +303,13 @@ def _twice_in_the_queue(story: Story) -> None:
     story.left_in_queue = 2
 
 
-def _gone_without_a_trace(story: Story) -> None:
+def _manifest_vanished(story: Story) -> None:
     story.done()
     del story.objects[MANIFEST]
     story.history.calls = [call for call in story.history.calls if not call.is_of_manifest]
 
 
-def _done_and_dead(story: Story) -> None:
+def _done_and_dead_lettered(story: Story) -> None:
     story.received()
     story.put(KEY, SEGMENT)
     story.committed()
@@ -317,7 +317,7 @@ def _done_and_dead(story: Story) -> None:
     story.deleted()
 
 
-def _dead_without_a_reason(story: Story) -> None:
+def _dead_lettered_without_a_reason(story: Story) -> None:
     story.received()
     story.dead_lettered(reason="")
     story.deleted()
@@ -351,14 +351,14 @@ def _deleted_after_a_commit_without_an_answer(story: Story) -> None:
     story.deleted()
 
 
-def _deleted_while_the_commit_is_on_its_way(story: Story) -> None:
+def _deleted_while_the_commit_is_in_flight(story: Story) -> None:
     story.received()
     story.put(KEY, SEGMENT)
     story.committed(told_s=100.0)
     story.deleted()
 
 
-def _deleted_for_what_another_source_left(story: Story) -> None:
+def _deleted_for_the_manifest_of_another_source(story: Story) -> None:
     story.received()
     other = manifest(source_key="b.wav")
     story.objects[MANIFEST] = other
@@ -375,7 +375,7 @@ def _deleted_for_the_dead_letter_of_another(story: Story) -> None:
     story.deleted("r2")
 
 
-def _committed_when_another_held_it(story: Story) -> None:
+def _committed_when_another_worker_held_the_message(story: Story) -> None:
     story.worker("worker-2")
     story.received("old")
     story.put(KEY, SEGMENT)
@@ -384,21 +384,21 @@ def _committed_when_another_held_it(story: Story) -> None:
     story.committed()
 
 
-def _committed_when_its_time_was_over(story: Story) -> None:
+def _committed_after_the_visibility_timeout(story: Story) -> None:
     story.received()
     story.put(KEY, SEGMENT)
     story.now_s += VISIBILITY_TIMEOUT_S
     story.committed()
 
 
-def _committed_what_it_had_released(story: Story) -> None:
+def _committed_after_the_release(story: Story) -> None:
     story.received()
     story.put(KEY, SEGMENT)
     story.released()
     story.committed()
 
 
-def _deleted_what_another_holds(story: Story) -> None:
+def _deleted_what_another_worker_holds(story: Story) -> None:
     story.worker("worker-2")
     story.received("old")
     story.put(KEY, SEGMENT)
@@ -408,7 +408,7 @@ def _deleted_what_another_holds(story: Story) -> None:
     story.deleted("old")
 
 
-def _lists_what_is_not_there(story: Story) -> None:
+def _lists_a_missing_object(story: Story) -> None:
     story.done()
     del story.objects[KEY]
 
@@ -430,7 +430,7 @@ def _committed_before_its_segments(story: Story) -> None:
     story.deleted()
 
 
-def _a_member_elsewhere_in_the_tar(story: Story) -> None:
+def _member_elsewhere_in_the_tar(story: Story) -> None:
     tar = b"0123speech"
     member = {"filename": NAME, "bytes": 6, "sha256": hashlib.sha256(SEGMENT).hexdigest(), "tar_offset": 3}
     archive = {"filename": "segments.tar", "bytes": len(tar), "sha256": hashlib.sha256(tar).hexdigest()}
@@ -440,7 +440,7 @@ def _a_member_elsewhere_in_the_tar(story: Story) -> None:
     story.deleted()
 
 
-def _wrote_elsewhere(story: Story) -> None:
+def _wrote_to_another_prefix(story: Story) -> None:
     story.received()
     story.put("b.wav/segment_00001-3fa9c2d1.flac", SEGMENT)
 
@@ -450,13 +450,13 @@ def _wrote_below_another_recording(story: Story) -> None:
     story.put(f"a.wav/b.wav/{NAME}", SEGMENT)
 
 
-def _wrote_before_it_had_a_job(story: Story) -> None:
+def _wrote_without_a_job(story: Story) -> None:
     story.put(KEY, SEGMENT)
 
 
 def _wrote_into_another_bucket(story: Story) -> None:
     story.received()
-    story.put(KEY, SEGMENT, bucket="somebody's")
+    story.put(KEY, SEGMENT, bucket="another")
 
 
 def _wrote_to_the_source(story: Story) -> None:
@@ -472,7 +472,7 @@ def _deleted_an_object(story: Story) -> None:
     story._call("s3", "DeleteObject", "worker-1", bucket="output", key=KEY, method="DELETE")
 
 
-def _asked_for_the_head_of_a_recording(story: Story) -> None:
+def _sent_a_head_to_the_source(story: Story) -> None:
     story._call("minio", "HeadObject", "", bucket="source", key="a.wav", method="HEAD")
 
 
@@ -482,20 +482,20 @@ def _left_a_file(story: Story) -> None:
 
 def _left_a_message_hidden(story: Story) -> None:
     story.received()
-    story.beat()
+    story.heartbeat()
     story.history.workers[0].returncode = 0
     story.history.workers[0].ended_s = story.now_s + 1
 
 
-def _beat_after_the_delete(story: Story) -> None:
+def _heartbeat_after_the_delete(story: Story) -> None:
     story.done()
-    story.beat()
+    story.heartbeat()
 
 
-def _beat_after_the_release(story: Story) -> None:
+def _heartbeat_after_the_release(story: Story) -> None:
     story.received()
     story.released()
-    story.beat()
+    story.heartbeat()
 
 
 def _keeps_a_file_open(story: Story) -> None:
@@ -504,7 +504,7 @@ def _keeps_a_file_open(story: Story) -> None:
     life.open_when_idle = frozenset({str(life.log), "/scratch/job-1/source"})
 
 
-def _takes_all_memory(story: Story) -> None:
+def _exceeds_the_memory_bound(story: Story) -> None:
     story.history.workers[0].peak_memory_bytes = MEMORY_AT_MOST_BYTES + 1
 
 
@@ -524,12 +524,12 @@ def _sends_a_secret(story: Story) -> None:
     story.deleted()
 
 
-def _names_an_object_by_a_secret(story: Story) -> None:
+def _names_an_object_after_a_secret(story: Story) -> None:
     story.received()
     story.put(f"a.wav/{SECRET}", SEGMENT)
 
 
-def _wrote_another_content_under_a_name(story: Story) -> None:
+def _wrote_two_contents_under_one_name(story: Story) -> None:
     story.done()
     story.sent("again")
     story.received("r2", "again")
@@ -547,54 +547,54 @@ def _offered_other_segments(story: Story) -> None:
 
 
 @pytest.mark.parametrize(
-    ("told", "numbers", "words"),
+    ("scenario", "numbers", "words"),
     [
         (_vanished, "I1", "1 of them must be left in the queue; it holds 0"),
         (_twice_in_the_queue, "I1", "it holds 2"),
-        (_gone_without_a_trace, "I1 I2", "neither a manifest nor a dead letter"),
-        (_done_and_dead, "I1", "a dead letter and a manifest"),
-        (_dead_without_a_reason, "I1", "without code or reason"),
+        (_manifest_vanished, "I1 I2", "neither a manifest nor a dead letter"),
+        (_done_and_dead_lettered, "I1", "a dead letter and a manifest"),
+        (_dead_lettered_without_a_reason, "I1", "without code or reason"),
         (_moved_by_sqs_too_early, "I1", "has no reason, after 1 receives"),
         (_deleted_before_the_commit, "I2", "worker-1 deleted message m"),
         (_deleted_after_a_commit_that_failed, "I2", "worker-1 deleted message m"),
         (_deleted_after_a_commit_without_an_answer, "I2", "worker-1 deleted message m"),
-        (_deleted_while_the_commit_is_on_its_way, "I2", "worker-1 deleted message m"),
-        (_deleted_for_what_another_source_left, "I1 I2", "worker-1 deleted message m"),
+        (_deleted_while_the_commit_is_in_flight, "I2", "worker-1 deleted message m"),
+        (_deleted_for_the_manifest_of_another_source, "I1 I2", "worker-1 deleted message m"),
         (_deleted_for_the_dead_letter_of_another, "I1 I2", "worker-1 deleted message m "),
-        (_committed_when_another_held_it, "I2", "without a lease"),
-        (_committed_when_its_time_was_over, "I2", "without a lease"),
-        (_committed_what_it_had_released, "I2", "without a lease"),
-        (_deleted_what_another_holds, "I2", "by an old receipt, while worker-2 held it"),
-        (_lists_what_is_not_there, "I3", "which is not there"),
+        (_committed_when_another_worker_held_the_message, "I2", "without a lease"),
+        (_committed_after_the_visibility_timeout, "I2", "without a lease"),
+        (_committed_after_the_release, "I2", "without a lease"),
+        (_deleted_what_another_worker_holds, "I2", "by an old receipt, while worker-2 held it"),
+        (_lists_a_missing_object, "I3", "which is not there"),
         (_lists_another_content, "I3", "another size or hash"),
         (_lists_another_size, "I3", "another size or hash"),
         (_committed_before_its_segments, "I3", f"before {NAME} was there"),
-        (_a_member_elsewhere_in_the_tar, "I3", "in the tar"),
-        (_wrote_elsewhere, "I4", "outside of the prefixes of its jobs"),
+        (_member_elsewhere_in_the_tar, "I3", "in the tar"),
+        (_wrote_to_another_prefix, "I4", "outside of the prefixes of its jobs"),
         (_wrote_below_another_recording, "I4", "outside of the prefixes of its jobs"),
-        (_wrote_before_it_had_a_job, "I4", "outside of the prefixes of its jobs"),
+        (_wrote_without_a_job, "I4", "outside of the prefixes of its jobs"),
         (_wrote_into_another_bucket, "I4", "outside of the prefixes of its jobs"),
         (_wrote_to_the_source, "I4", "a write to the source"),
         (_wrote_to_minio, "I4", "a write to the source"),
         (_deleted_an_object, "I4", "outside of the prefixes of its jobs"),
-        (_asked_for_the_head_of_a_recording, "I4", "a HEAD on the source"),
+        (_sent_a_head_to_the_source, "I4", "a HEAD on the source"),
         (_left_a_file, "I5", "worker-1 left /scratch/job-1/source"),
         (_left_a_message_hidden, "I5", "hidden for another 29 s"),
-        (_beat_after_the_delete, "I5", "after it had settled it by DeleteMessage"),
-        (_beat_after_the_release, "I5", "after it had settled it by ChangeMessageVisibility"),
+        (_heartbeat_after_the_delete, "I5", "after it had settled it by DeleteMessage"),
+        (_heartbeat_after_the_release, "I5", "after it had settled it by ChangeMessageVisibility"),
         (_keeps_a_file_open, "I6", "has /scratch/job-1/source open"),
-        (_takes_all_memory, "I6", "1024 MiB of memory"),
+        (_exceeds_the_memory_bound, "I6", "1024 MiB of memory"),
         (_logs_a_secret, "I7", "the secret key stands in worker-1.log"),
         (_commits_a_secret, "I7", "the secret key stands in"),
         (_sends_a_secret, "I7", "the secret key stands in the dead letter"),
-        (_names_an_object_by_a_secret, "I7", "the secret key stands in the name of an object"),
-        (_wrote_another_content_under_a_name, "I8", "with 2 different contents"),
+        (_names_an_object_after_a_secret, "I7", "the secret key stands in the name of an object"),
+        (_wrote_two_contents_under_one_name, "I8", "with 2 different contents"),
         (_offered_other_segments, "I8", "offered different segments"),
     ],
 )
-def test_what_is_broken_is_told(story: Story, told: Callable[[Story], None], numbers: str, words: str) -> None:
-    told(story)
-    complaints = story.broken()
-    assert {complaint.split()[0] for complaint in complaints} == set(numbers.split()), complaints
-    assert any(words in complaint for complaint in complaints), complaints
-    assert not any(SECRET in complaint for complaint in complaints)
+def test_broken_invariant_is_reported(story: Story, scenario: Callable[[Story], None], numbers: str, words: str) -> None:
+    scenario(story)
+    reports = story.broken()
+    assert {report.split()[0] for report in reports} == set(numbers.split()), reports
+    assert any(words in report for report in reports), reports
+    assert not any(SECRET in report for report in reports)

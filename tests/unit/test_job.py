@@ -137,7 +137,7 @@ def test_missing_field_is_named(missing: str) -> None:
         ("source_size", True),
         ("source_etag", 7),
         ("source_etag", "x" * 201),
-        ("output_bucket", "somebody-elses"),
+        ("output_bucket", "another"),
         ("output_bucket", ""),
         ("output_prefix", ""),
         ("output_prefix", "/"),
