@@ -92,7 +92,7 @@ async def test_what_is_out_of_order_exits_3_and_says_what_to_do(
     failed = {line.split()[1].rstrip(":"): line for line in lines if line.startswith("FAILED")}
     for each in broken:
         assert each.word in failed[each.line]
-        assert "Look at STT_" in failed[each.line]
+        assert "Check STT_" in failed[each.line]
     # Nothing else fails with it, but for the dead-letter queue of a queue, the uploads of a bucket that are not there.
     assert failed.keys() - {"its", "multipart"} == {each.line for each in broken}
     assert ("its" in failed) == ("queue" in failed)
