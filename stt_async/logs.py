@@ -93,8 +93,7 @@ class Writer:
         self._dropped = 0
         self._closing = False
         self._changed = Condition()
-        self._torn = False
-        """Whether the last write ended within a line."""
+        self._torn = False  # whether the last write ended within a line
         self._thread = Thread(target=self._run, name="log-writer", daemon=True)
         self._thread.start()
 

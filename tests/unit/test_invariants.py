@@ -592,9 +592,7 @@ def _offered_other_segments(story: Story) -> None:
         (_offered_other_segments, "I8", "offered different segments"),
     ],
 )
-def test_broken_invariant_is_found(
-    story: Story, scenario: Callable[[Story], None], numbers: str, words: str
-) -> None:
+def test_broken_invariant_is_found(story: Story, scenario: Callable[[Story], None], numbers: str, words: str) -> None:
     scenario(story)
     reports = story.broken()
     assert {report.split()[0] for report in reports} == set(numbers.split()), reports
