@@ -16,6 +16,8 @@ def test_a_new_bucket_is_nobody_elses(stack: Stack) -> None:
     assert bucket["OwnershipControls"] == {"Rules": [{"ObjectOwnership": "BucketOwnerEnforced"}]}
     (encryption,) = bucket["BucketEncryption"]["ServerSideEncryptionConfiguration"]
     assert encryption["ServerSideEncryptionByDefault"] == {"SSEAlgorithm": "AES256"}
+    assert "AccessControl" not in bucket
+    assert bucket["VersioningConfiguration"] == {"Status": "Enabled"}
 
 
 def test_a_new_bucket_speaks_tls_only(stack: Stack) -> None:

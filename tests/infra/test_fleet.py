@@ -98,6 +98,7 @@ def test_so_will_another_vpc(template: dict[str, Any]) -> None:
 
 def test_nobody_connects_to_an_instance(stack: Stack, launch: dict[str, Any]) -> None:
     assert "SecurityGroupIngress" not in stack.properties("NoIngress")
+    assert set(stack.of("AWS::EC2::SecurityGroup")) == {"NoIngress"}
     assert not stack.of("AWS::EC2::SecurityGroupIngress")
     assert launch["SecurityGroupIds"] == ["<NoIngress.GroupId>"]
     assert "KeyName" not in launch

@@ -42,6 +42,8 @@ ARTIFACT = f"arn:aws:s3:::{ESSENTIAL['ArtifactBucket']}/releases/{RELEASE}.tar.g
 LOG_STREAM = "arn:aws:logs:us-east-1:123456789012:log-group:<Logs>:log-stream:i-0abc"
 MINIO_KEY = "arn:aws:ssm:us-east-1:123456789012:parameter/stt-async/prod/minio/secret-key"
 
+TYPES_OF_POLICIES = ("AWS::IAM::ManagedPolicy", "AWS::IAM::Policy", "AWS::IAM::RolePolicy")
+
 NAMED_BY_AWS_ALONE: dict[str, str] = {}
 """Actions that AWS lets nobody restrict to a resource, with the reason: none so far."""
 
@@ -181,6 +183,16 @@ def test_no_role_reaches_beyond_what_it_names(stack: Stack) -> None:
         for action, arn in grants(role):
             assert "*" not in action, f"{name}: {action}"
             assert arn != "*" or action in NAMED_BY_AWS_ALONE, f"{name}: {action} on everything"
+
+
+def test_only_ec2_assumes_a_role_and_no_role_reaches_another_service(stack: Stack) -> None:
+    for name, role in stack.of("AWS::IAM::Role").items():
+        assert role["AssumeRolePolicyDocument"]["Statement"] == [
+            {"Effect": "Allow", "Principal": {"Service": "ec2.amazonaws.com"}, "Action": "sts:AssumeRole"}
+        ], name
+        assert _actions(role, ("ssm", "logs")) <= {"ssm:GetParameter", "logs:CreateLogStream", "logs:PutLogEvents"}
+        assert {action.split(":")[0] for action, _ in grants(role)} <= {*SERVICES, "ssm", "logs"}, name
+    assert not {kind for kind in TYPES_OF_POLICIES if stack.of(kind)}, "a policy apart from its role is not read here"
 
 
 def test_each_kind_of_worker_has_a_role_of_its_own(stack: Stack) -> None:

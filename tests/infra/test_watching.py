@@ -8,6 +8,7 @@ import pytest
 
 from stt_async.metrics import DIMENSIONS, EMITTED, NAMESPACE
 from tests.support.cloudformation import Stack
+from tests.support.policies import TLS_ONLY
 from tests.support.template import SUBSCRIBER
 
 METRICS_OF_AWS = {
@@ -151,7 +152,7 @@ def test_alarms_and_budget_may_be_told_and_without_tls_nobody_may(stack: Stack) 
 
     assert allowed["Principal"] == {"Service": ["cloudwatch.amazonaws.com", "budgets.amazonaws.com"]}
     assert allowed["Condition"] == {"StringEquals": {"aws:SourceAccount": "123456789012"}}
-    assert (denied["Effect"], denied["Principal"]) == ("Deny", "*")
+    assert denied == {"Action": "sns:Publish", "Resource": "<Alarms>", **TLS_ONLY}
     # CloudWatch cannot use the key alias/aws/sns: alarms would be lost without a word.
     assert "KmsMasterKeyId" not in stack.properties("Alarms")
 
