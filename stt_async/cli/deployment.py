@@ -28,7 +28,6 @@ DIST = Path("dist")
 deploy = typer.Typer(help="The fleet: its release, its stack, its instances.", no_args_is_help=True)
 
 StackName = Annotated[str, typer.Option("--stack", envvar="STT_STACK", help="Name of the stack.")]
-TorchIndex = Annotated[str | None, typer.Option(envvar="STT_TORCH_INDEX", help="Package index with torch's CPU build.")]
 Yes = Annotated[bool, typer.Option("--yes", help="Ask nothing.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be done, change nothing.")]
 
@@ -37,11 +36,10 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be done
 def build(
     *,
     out_dir: Annotated[Path, typer.Option("--out", help="Gets the tarball, and keeps the wheels.")] = DIST,
-    torch_index: TorchIndex = None,
     as_json: AsJson = False,
 ) -> None:
     """Build what instances boot from: one tarball, named by its sha256; the same checkout gives the same bytes."""
-    built = artifact.build(out_dir, torch_index)
+    built = artifact.build(out_dir)
     if as_json:
         print_json({"file": str(built.file), "sha256": built.sha256, "bytes": built.size_bytes})
         return
@@ -66,7 +64,6 @@ def deploy_stack(
         Path | None, typer.Option("--artifact", help="Deploy a release that `build` made. (default: the stack's)")
     ] = None,
     template: Annotated[Path, typer.Option("--template", help="CloudFormation template.", show_default=False)] = PATH,
-    torch_index: TorchIndex = None,
     yes: Yes = False,
     dry_run: DryRun = False,
     as_json: AsJson = False,
@@ -82,7 +79,7 @@ def deploy_stack(
         stack=stack,
         template=read,
         given=parameters,
-        artifact=artifact.build(DIST, torch_index).file if build else release,
+        artifact=artifact.build(DIST).file if build else release,
     )
     with ExitStack() as bar:
         operator = _Terminal(f"{stack} in {ours.aws_region}", bar, asks=not yes, declines=dry_run)

@@ -43,12 +43,11 @@ class Artifact:
     """Size of each member, by its name."""
 
 
-def build(out_dir: Path, torch_index: str | None) -> Artifact:
+def build(out_dir: Path) -> Artifact:
     """Build `<sha256>.tar.gz` in `out_dir`, which keeps the wheels of the lock for the next time.
 
     Args:
         out_dir: Made if it is not there.
-        torch_index: Package index that has torch's CPU build, if pip's own settings name none.
 
     Raises:
         SettingsError: this is no checkout of the project.
@@ -59,7 +58,7 @@ def build(out_dir: Path, torch_index: str | None) -> Artifact:
         raise SettingsError(f"{lock} is not there: build the artifact in a checkout of the project")
     out_dir.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out_dir, prefix="build-") as scratch:
-        wheels = [*_locked_wheels(lock, out_dir, torch_index), _own_wheel(Path(scratch))]
+        wheels = [*_locked_wheels(lock, out_dir), _own_wheel(Path(scratch))]
         requirements = Path(scratch) / "requirements.txt"
         requirements.write_text(f"{lock.read_text()}{_pin(wheels[-1])}\n")
         members = boot_files() | {f"wheels/{wheel.name}": wheel for wheel in wheels} | {requirements.name: requirements}
@@ -101,13 +100,13 @@ def sha256(file: Path) -> str:
         return hashlib.file_digest(content, "sha256").hexdigest()
 
 
-def _locked_wheels(lock: Path, out_dir: Path, torch_index: str | None) -> list[Path]:
+def _locked_wheels(lock: Path, out_dir: Path) -> list[Path]:
     """Return the wheels of a lock; downloaded, if not by an earlier build."""
     kept = out_dir / f"wheels-{sha256(lock)[:12]}"
     if not kept.is_dir():
         with tempfile.TemporaryDirectory(dir=out_dir, prefix="download-") as scratch:
             downloaded = Path(scratch) / "all"
-            _download(lock, downloaded, torch_index)
+            _download(lock, downloaded)
             for of_another_lock in out_dir.glob("wheels-*"):
                 shutil.rmtree(of_another_lock)
             downloaded.rename(kept)
@@ -119,17 +118,32 @@ def _locked_wheels(lock: Path, out_dir: Path, torch_index: str | None) -> list[P
     return wheels
 
 
-def _download(lock: Path, into: Path, torch_index: str | None) -> None:
+def _download(lock: Path, into: Path) -> None:
     target = ["--python-version", PYTHON, "--implementation", "cp", *(f"--platform={name}" for name in PLATFORMS)]
-    index = ["--extra-index-url", torch_index] if torch_index else []
     locked = ["--no-deps", "--require-hashes", "--requirement", str(lock)]
-    problem = _pip("download", "--only-binary=:all:", *target, *index, *locked, "--dest", str(into))
-    if problem is not None:
+    problem = _pip("download", "--only-binary=:all:", *target, *_cpu_index(), *locked, "--dest", str(into))
+    if problem is None:
+        return
+    if "DO NOT MATCH THE HASHES" in problem:
         raise DependencyError(
-            "wheels_missing",
-            f"pip could not get all wheels of {lock.name} for {PLATFORMS[0]}, Python {PYTHON}; torch's CPU build is in "
-            f"an index of its own: STT_TORCH_INDEX\n{problem}",
+            "wheel_differs",
+            f"an index serves another file than {lock.name} locks. The lock's hash of torch is that of PyTorch's own "
+            "index: unset STT_TORCH_INDEX. If a file was replaced on purpose, renew the lock: requirements/compile\n"
+            f"{problem}",
         )
+    raise DependencyError(
+        "wheels_missing",
+        f"pip could not get all wheels of {lock.name} for {PLATFORMS[0]}, Python {PYTHON}; torch's CPU build is in an "
+        f"index of its own, PyTorch's unless STT_TORCH_INDEX names another\n{problem}",
+    )
+
+
+def _cpu_index() -> Sequence[str]:
+    """Return pip's option for the index with torch's CPU build. If there is none, a line on stderr says why."""
+    script = ROOT / "requirements" / "torch_index.py"
+    done = subprocess.run([sys.executable, script], stdout=subprocess.PIPE, text=True, check=True)  # noqa: S603 - ours
+    index = done.stdout.strip()
+    return ["--extra-index-url", index] if index else []
 
 
 def _own_wheel(scratch: Path) -> Path:

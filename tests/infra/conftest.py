@@ -1,13 +1,15 @@
-"""What all infrastructure tests share: the release that instances boot from."""
+"""What infrastructure tests share: the release that instances boot from, and a package index."""
 
 import fcntl
-import os
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from stt_async.errors import DependencyError
 from stt_async.fleet.artifact import Artifact, build
 from tests.support.cache import CACHE
+from tests.support.wheels import PackageIndex, package_index
 
 
 @pytest.fixture(scope="session")
@@ -20,7 +22,7 @@ def artifact() -> Artifact:
     with (CACHE / "releases.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         try:
-            built = build(CACHE / "releases", os.environ.get("STT_TORCH_INDEX"))
+            built = build(CACHE / "releases")
         except DependencyError as error:
             if error.code != "wheels_missing":
                 raise
@@ -29,3 +31,12 @@ def artifact() -> Artifact:
             if file != built.file:
                 file.unlink()
     return built
+
+
+@pytest.fixture
+def index(tmp_path: Path) -> Iterator[PackageIndex]:
+    """A package index on loopback, empty."""
+    folder = tmp_path / "index"
+    folder.mkdir()
+    with package_index(folder) as opened:
+        yield opened

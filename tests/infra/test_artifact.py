@@ -8,8 +8,11 @@ import pytest
 
 from stt_async.fleet.artifact import ROOT, Artifact, build, pack, sha256
 from tests.support.commands import run_command
+from tests.support.wheels import PackageIndex
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+NO_INDEX = {"PIP_NO_INDEX": "1", "PIP_CONFIG_FILE": os.devnull, "STT_TORCH_INDEX": ""}
 
 
 def test_its_bytes_depend_on_names_and_contents_alone(tmp_path: Path) -> None:
@@ -44,19 +47,32 @@ def test_it_holds_wheels_units_and_scripts_and_nothing_else(artifact: Artifact) 
 def test_the_same_checkout_gives_the_same_bytes(artifact: Artifact) -> None:
     umask = os.umask(0o077)
     try:
-        again = build(artifact.file.parent, None)
+        again = build(artifact.file.parent)
     finally:
         os.umask(umask)
     assert again.sha256 == artifact.sha256
 
 
 async def test_without_an_index_it_says_which_wheel_is_missing(tmp_path: Path) -> None:
-    nothing = {"PIP_NO_INDEX": "1", "PIP_CONFIG_FILE": os.devnull}
-    done = await run_command("deploy", "build", "--out", str(tmp_path), environment=nothing)
+    done = await run_command("deploy", "build", "--out", str(tmp_path), environment=NO_INDEX)
     assert done.returncode == 3
     assert "aioboto3==15.5.0" in done.stderr
     assert "STT_TORCH_INDEX" in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+async def test_a_wheel_that_is_not_the_locked_one_is_refused_with_what_to_do(
+    tmp_path: Path, index: PackageIndex
+) -> None:
+    index.add("pypi", "aioboto3", "15.5.0")
+    other = {"PIP_CONFIG_FILE": os.devnull, "PIP_INDEX_URL": f"{index.url}/pypi", "STT_TORCH_INDEX": ""}
+
+    done = await run_command("deploy", "build", "--out", str(tmp_path / "dist"), environment=other)
+
+    assert done.returncode == 3
+    assert "another file than fleet.txt locks" in done.stderr
+    assert "requirements/compile" in done.stderr
+    assert "aioboto3==15.5.0" in done.stderr
 
 
 @pytest.mark.usefixtures("artifact")  # whose wheels can be had
@@ -64,8 +80,7 @@ async def test_wheels_of_an_older_lock_go_once_those_of_the_new_one_are_there(tm
     index = {name: value for name, value in os.environ.items() if name.startswith(("PIP_", "STT_TORCH_INDEX"))}
     older = tmp_path / "wheels-of-an-older-lock"
     older.mkdir()
-    nothing = {"PIP_NO_INDEX": "1", "PIP_CONFIG_FILE": os.devnull}
-    await run_command("deploy", "build", "--out", str(tmp_path), environment=nothing)
+    await run_command("deploy", "build", "--out", str(tmp_path), environment=NO_INDEX)
     assert older.is_dir(), "nothing has come in its place"
     done = await run_command("deploy", "build", "--out", str(tmp_path), environment=index, timeout_s=300.0)
     assert done.returncode == 0, done.stderr
@@ -82,4 +97,4 @@ def test_a_damaged_wheel_is_found_before_an_instance_finds_it(tmp_path: Path, ar
     damaged.unlink()
     damaged.write_bytes(b"")
     with pytest.raises(Exception, match=damaged.name):
-        build(tmp_path, None)
+        build(tmp_path)
