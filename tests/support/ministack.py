@@ -11,14 +11,17 @@ from stt_async.local.loopback import HOST, Keys, ServerExitedError, free_ports, 
 from stt_async.local.process import ChildProcess, plain_environment
 from tests.support.recordings import ROOT
 
-_PROGRAM = ROOT / ".venv-ministack" / "bin" / "ministack"
+_ENVIRONMENT = ROOT / ".venv-ministack"
+_PROGRAM = _ENVIRONMENT / "bin" / "ministack"
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def ministack(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[str]:
     """The URL of an emulator that runs for the whole session: SQS, S3, CloudFormation and what stacks are made of."""
-    if not _PROGRAM.exists():
-        pytest.skip(f"no {_PROGRAM.relative_to(ROOT)}: bin/test makes it")
+    if not (_ENVIRONMENT / ".stamp-ministack").exists():
+        made = _ENVIRONMENT / "install.log"
+        why = made.read_text().splitlines()[-1] if made.exists() else "bin/test makes it"
+        pytest.skip(f"no environment for ministack: {why}")
     log = tmp_path_factory.mktemp("ministack") / "ministack.log"
     async with AsyncExitStack() as stack:
         try:
