@@ -1,1 +1,1 @@
-"""What operators do with recordings and results."""
+"""Commands over the collection of recordings: enqueue."""

@@ -1,4 +1,4 @@
-"""List recordings, skip what is done, send a job for each of the rest."""
+"""Lists recordings and sends a job for each that has no result yet."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
@@ -15,20 +15,20 @@ from stt_async.services.source import SourceObject
 from stt_async.settings import Settings
 
 CHUNK = 200
-"""Recordings looked at and sent at once: 200 HEADs and 20 batches in flight, and all that is held in memory."""
+"""Recordings checked and sent at a time: at most 200 HEADs, then 20 batches, are in flight. It bounds the memory."""
 
 
 @dataclass(slots=True)
 class Summary:
-    """What an enqueue found and did."""
+    """Counts of the objects listed, by what was done with them."""
 
     listed: int = 0
     not_audio: int = 0
     done: int = 0
     other_params: int = 0
-    """Already split, but from other parameters or another source: they stand unless told to replace."""
+    """Already split, but from other parameters or another source. Sent only with `replace`."""
     unsplittable: int = 0
-    """Found before to be no recording that can be split; left out unless told to try again."""
+    """Failed permanently in an earlier split. Sent only with `retry_unsplittable`."""
     unusable_keys: list[str] = field(default_factory=list)
     sent: int = 0
     sent_bytes: int = 0
@@ -41,22 +41,22 @@ class Selection:
     prefix: str = ""
     limit: int | None = None
     replace: bool = False
-    """Send those again that were made from other parameters or another source."""
+    """Also send recordings whose result comes from other parameters or another source."""
     retry_unsplittable: bool = False
-    """Send those again that could not be split, though their bytes are the same."""
+    """Also send unsplittable recordings, though their bytes are the same."""
 
 
 async def enqueue(settings: Settings, selection: Selection, progress: Callable[[Summary], None]) -> Summary:
-    """Go through the source bucket and send what is not done. Memory stays flat, whatever the bucket holds.
+    """Send jobs for the recordings without a result. Memory does not grow with the bucket.
 
     Args:
         settings: Buckets, queue and parameters.
-        selection: Which recordings.
+        selection: Which recordings to send.
         progress: Called after each chunk.
 
     Raises:
-        ClassifiedError: a service failed for longer than the retry policy allows. What was sent stays sent; the same
-            command again goes on from there, and a job sent twice is done once.
+        ClassifiedError: a service failed for longer than the retry policy allows. Jobs sent until then stay in the
+            queue. Run the command again to send the rest: a job that is sent twice is committed once.
     """
     async with connect(settings) as services:
         queue = await services.queue()
@@ -65,20 +65,20 @@ async def enqueue(settings: Settings, selection: Selection, progress: Callable[[
             bodies = [job.body() for job in jobs]
             await gather_or_cancel(queue.send(bodies[start : start + BATCH]) for start in range(0, len(bodies), BATCH))
 
-        return await _go_through(settings, services, selection, send, progress)
+        return await _send_open_jobs(settings, services, selection, send, progress)
 
 
 async def preview(settings: Settings, selection: Selection, progress: Callable[[Summary], None]) -> Summary:
-    """Do as `enqueue` does, without sending: no queue is asked."""
+    """Count what `enqueue` would send. It does not connect to the queue."""
 
-    async def send_nothing(jobs: Sequence[SplitJob]) -> None:
-        """Leave them."""
+    async def send_nothing(_: Sequence[SplitJob]) -> None:
+        pass
 
     async with connect(settings) as services:
-        return await _go_through(settings, services, selection, send_nothing, progress)
+        return await _send_open_jobs(settings, services, selection, send_nothing, progress)
 
 
-async def _go_through(
+async def _send_open_jobs(
     settings: Settings,
     services: Connections,
     selection: Selection,
@@ -91,23 +91,23 @@ async def _go_through(
         jobs = _jobs(settings, chunk, summary)
         heads = await gather_or_cancel(services.sink.head_manifest(job.output_prefix) for job in jobs)
         unsplittable = await _unsplittable(services, selection, jobs, heads)
-        wanted: list[SplitJob] = []
+        selected: list[SplitJob] = []
         for job, head in zip(jobs, heads, strict=True):
-            if len(wanted) + summary.sent == selection.limit:
+            if len(selected) + summary.sent == selection.limit:
                 break
             if job.job_id in unsplittable:
                 summary.unsplittable += 1
             elif head is None:
-                wanted.append(job)
+                selected.append(job)
             elif head.params_sha256 == digest and head.source_etag in {job.source_etag, ""}:
                 summary.done += 1
             else:
                 summary.other_params += 1
                 if selection.replace:
-                    wanted.append(job.model_copy(update={"replace": True}))
-        await send(wanted)
-        summary.sent += len(wanted)
-        summary.sent_bytes += sum(job.source_size or 0 for job in wanted)
+                    selected.append(job.model_copy(update={"replace": True}))
+        await send(selected)
+        summary.sent += len(selected)
+        summary.sent_bytes += sum(job.source_size or 0 for job in selected)
         progress(summary)
         if summary.sent == selection.limit:
             break
@@ -117,12 +117,12 @@ async def _go_through(
 async def _unsplittable(
     services: Connections, selection: Selection, jobs: Sequence[SplitJob], heads: Sequence[ManifestHead | None]
 ) -> set[str]:
-    """Return the ids of the jobs without a manifest that are known to be hopeless."""
+    """Return the ids of the jobs without a manifest whose recording is unsplittable."""
     if selection.retry_unsplittable:
         return set()
     open_jobs = [job for job, head in zip(jobs, heads, strict=True) if head is None]
-    found = await gather_or_cancel(services.failure_records.is_unsplittable(job) for job in open_jobs)
-    return {job.job_id for job, hopeless in zip(open_jobs, found, strict=True) if hopeless}
+    flags = await gather_or_cancel(services.failure_records.is_unsplittable(job) for job in open_jobs)
+    return {job.job_id for job, unsplittable in zip(open_jobs, flags, strict=True) if unsplittable}
 
 
 async def _chunks(services: Connections, bucket: str, prefix: str) -> AsyncIterator[list[SourceObject]]:
@@ -132,7 +132,7 @@ async def _chunks(services: Connections, bucket: str, prefix: str) -> AsyncItera
 
 
 def _jobs(settings: Settings, chunk: Sequence[SourceObject], summary: Summary) -> list[SplitJob]:
-    """Return a job for each recording among the objects; count the rest."""
+    """Return a job for each recording among the objects; count the other objects."""
     params = settings.split_params
     jobs: list[SplitJob] = []
     for found in chunk:

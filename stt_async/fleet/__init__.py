@@ -1,1 +1,1 @@
-"""What operators do."""
+"""The commands of the operator: build, deploy, scale, check."""

@@ -1,4 +1,4 @@
-"""AWS as an operator speaks to it: the clients of one region, made once, and calls whose errors people understand."""
+"""The operator's access to AWS: the clients of one region, and calls with retries and clear errors."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -35,11 +35,11 @@ _BUSY = frozenset(
         "TooManyRequestsException",
     }
 )
-"""Error codes of a service that asks to be asked again."""
+"""Error codes of calls that may succeed when tried again."""
 
 
 class RejectedError(SettingsError):
-    """AWS rejects what was asked for: the same again would be rejected, too. `message` is its own."""
+    """AWS rejects the call, and would reject it again. `message` is AWS's."""
 
     def __init__(self, operation: str, message: str) -> None:
         super().__init__(f"AWS rejects {operation}: {message}")
@@ -48,7 +48,7 @@ class RejectedError(SettingsError):
 
 @dataclass(frozen=True, slots=True)
 class AwsAccount:
-    """The clients, all of one region, and the retry policy of every call."""
+    """Clients of one region, and the retry policy of their calls."""
 
     region: str
     cloudformation: Any
@@ -60,15 +60,15 @@ class AwsAccount:
     retry: Retry
 
     async def call(self, operation: Callable[..., Awaitable[Any]], **arguments: Any) -> Any:
-        """Make a call, again if it may pass.
+        """Call AWS, with retries.
 
         Raises:
-            RejectedError: AWS says that it cannot be done.
-            DependencyError: AWS is out of reach, or refuses us.
-            TransientError: it failed for longer than the policy allows.
+            RejectedError: AWS rejects the call.
+            DependencyError: AWS is out of reach, or refuses the operator.
+            TransientError: the call failed for longer than the policy allows.
         """
 
-        async def once() -> Any:
+        async def call_once() -> Any:
             with translated(f"AWS in {self.region}"):
                 try:
                     return await operation(**arguments)
@@ -78,24 +78,24 @@ class AwsAccount:
                         raise RejectedError(error.operation_name, message) from error
                     raise
 
-        return await self.retry(once)
+        return await self.retry(call_once)
 
     async def pages(
         self, operation: Callable[..., Awaitable[Any]], next_key: str = "NextToken", **arguments: Any
     ) -> AsyncIterator[Any]:
-        """Yield the answers to a call that gives them page by page; `next_key` leads to the next one."""
-        following: dict[str, str] = {}
+        """Yield the pages of an answer. `next_key` names the token of the next page, in answer and call."""
+        token: dict[str, str] = {}
         while True:
-            answer = await self.call(operation, **arguments, **following)
-            yield answer
-            if not answer.get(next_key):
+            page = await self.call(operation, **arguments, **token)
+            yield page
+            if not page.get(next_key):
                 return
-            following = {next_key: answer[next_key]}
+            token = {next_key: page[next_key]}
 
 
 @asynccontextmanager
 async def open_account(settings: Settings) -> AsyncIterator[AwsAccount]:
-    """Make the clients, and close them at the end."""
+    """Open the clients, and close them after the block."""
     async with (
         operator_client(settings, "cloudformation") as cloudformation,
         operator_client(settings, "cloudwatch") as cloudwatch,

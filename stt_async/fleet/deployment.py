@@ -1,4 +1,4 @@
-"""A deployment: its release, its stack, its group, brought up to date together, and taken down."""
+"""Creates, updates and deletes a deployment: release, stack and group."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,10 +16,7 @@ from stt_async.fleet.template import Template
 from stt_async.settings import Settings
 
 RELEASE = "ArtifactSha256"
-"""Parameter with the release."""
-
-GROUP = "SplitGroup"
-"""Logical id of the Auto Scaling group."""
+"""Template parameter that names the release."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,19 +26,19 @@ class Order:
     stack: str
     template: Template
     given: Mapping[str, str]
-    """Parameters; those of an existing stack stay as they are where none is given."""
+    """Parameters. All others keep the existing stack's values."""
     artifact: Path | None
-    """What `build` made; None for the release that the parameters name."""
+    """Tarball that `build` made; None: the release that the parameters name."""
 
 
 class Operator(Protocol):
     """The person who approves a deployment and follows it."""
 
     def approve(self, proposal: Proposal) -> bool:
-        """Return whether to execute the changes; called before anything is changed."""
+        """Return whether to execute the changes. Called before the first change."""
 
     def confirm_cleanup(self, leftover: Stack) -> bool:
-        """Return whether to remove the remains of a failed create, which prevent a change set."""
+        """Return whether to remove what a failed create left, which prevents a change set."""
 
     def on_event(self, event: Event) -> None:
         """Show an event of the stack."""
@@ -52,17 +49,17 @@ class Operator(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How it ended, and what stands now."""
+    """How a deployment ended, and the stack that exists now."""
 
     result: Literal["deployed", "unchanged", "declined"]
     stack: Stack | None
 
 
 async def deploy(settings: Settings, order: Order, operator: Operator) -> Outcome:
-    """Bring a deployment up to date: all checks first, then the change set, then, if approved, release and stack.
+    """Create or update a deployment. Check everything, propose a change set, and execute it if approved.
 
     Raises:
-        SettingsError: parameters, buckets, queues or the release are not what they must be.
+        SettingsError: a parameter, bucket, queue or release is missing or unusable.
         StackError: a resource failed; CloudFormation has rolled back.
         ClassifiedError: AWS is out of reach.
     """
@@ -81,8 +78,8 @@ async def deploy(settings: Settings, order: Order, operator: Operator) -> Outcom
         missing = not await is_uploaded(account, bucket, release)
         if missing and order.artifact is None:
             raise SettingsError(
-                f"there is no {release_key(release)} in the bucket {bucket}: --build makes and uploads a release, "
-                "--artifact uploads one that `bin/deploy build` made"
+                f"the bucket {bucket} has no {release_key(release)}: build and upload a release with --build, "
+                "or upload one that `bin/deploy build` made with --artifact"
             )
         if leftover is not None:
             if not operator.confirm_cleanup(leftover):
@@ -91,7 +88,7 @@ async def deploy(settings: Settings, order: Order, operator: Operator) -> Outcom
         kind: stacks.Kind = "CREATE" if stack is None else "UPDATE"
         async with stacks.proposed(account, order.stack, kind, order.template, values) as proposal:
             if proposal is None:
-                await _hold_zones(account, stack)
+                await _suspend_az_rebalance(account, stack)
                 return Outcome("unchanged", stack)
             if not operator.approve(proposal):
                 return Outcome("declined", stack)
@@ -99,63 +96,63 @@ async def deploy(settings: Settings, order: Order, operator: Operator) -> Outcom
                 operator.on_progress(f"uploading the release to s3://{bucket}/{release_key(release)}")
                 await upload(account, bucket, order.artifact, release)
             stack = await stacks.execute(account, proposal, operator.on_event)
-        await _hold_zones(account, stack)
+        await _suspend_az_rebalance(account, stack)
         return Outcome("deployed", stack)
 
 
 async def delete(
     settings: Settings, name: str, on_event: Callable[[Event], None], on_instances_left: Callable[[int], None]
 ) -> list[str]:
-    """Take a deployment down: its instances first, which give their jobs back, then the stack.
+    """Drain the instances of a deployment, which release their jobs; then delete the stack.
 
     Args:
         settings: The region.
-        name: The stack's.
+        name: The stack's name.
         on_event: Called with each event of the stack.
         on_instances_left: Called with the number of instances left, while they end.
 
     Returns:
-        Logical ids of what the template retains.
+        Logical ids of the resources that CloudFormation retains.
 
     Raises:
-        SettingsError: there is no such stack.
+        SettingsError: the stack does not exist.
         StackError: a resource cannot be deleted.
         ClassifiedError: AWS is out of reach, or instances do not end.
     """
-    kept: list[str] = []
+    retained: list[str] = []
 
     def collect(event: Event) -> None:
         if event.status == "DELETE_SKIPPED":
-            kept.append(event.logical_id)
+            retained.append(event.logical_id)
         on_event(event)
 
     async with open_account(settings) as account:
         stack = await existing(account, name)
         group = await find_group(account, stack)
-        # CloudFormation does not end protected instances: it would wait for them for an hour, and fail.
+        # CloudFormation does not end protected instances: it waits for an hour, then fails.
         if group is not None:
             await groups.drain(account, group.name, on_instances_left)
         await stacks.delete(account, stack, collect)
-    return kept
+    return retained
 
 
 async def existing(account: AwsAccount, name: str) -> Stack:
     """Return a stack.
 
     Raises:
-        SettingsError: there is none of this name.
+        SettingsError: it does not exist.
     """
     stack = await stacks.find(account, name)
     if stack is None:
         raise SettingsError(
-            f"there is no stack {name} in {account.region}: --stack or STT_STACK says which, AWS_REGION where"
+            f"stack {name} does not exist in {account.region}: set --stack or STT_STACK, and AWS_REGION"
         )
     return stack
 
 
 async def find_group(account: AwsAccount, stack: Stack) -> groups.FleetGroup | None:
-    """Return the group of a stack; None if it has none, yet or any more."""
-    name = (await stacks.resources(account, stack)).get(GROUP)
+    """Return the group of a stack, or None while it does not exist."""
+    name = (await stacks.resources(account, stack)).get("SplitGroup")
     return None if name is None else await groups.find(account, name)
 
 
@@ -163,7 +160,7 @@ async def group_of(account: AwsAccount, name: str) -> groups.FleetGroup:
     """Return the group of a deployment.
 
     Raises:
-        SettingsError: there is no such stack, or it has none.
+        SettingsError: the stack does not exist, or has no group.
     """
     stack = await existing(account, name)
     group = await find_group(account, stack)
@@ -178,7 +175,7 @@ def _with_release(order: Order) -> dict[str, str]:
     if RELEASE in order.given:
         raise SettingsError(f"a release is given twice, by --set {RELEASE} and by --artifact or --build: give one")
     if not order.artifact.is_file():
-        raise SettingsError(f"the artifact {order.artifact} is not there: `bin/deploy build` makes one")
+        raise SettingsError(f"the artifact {order.artifact} does not exist: `bin/deploy build` makes one")
     return {**order.given, RELEASE: sha256(order.artifact)}
 
 
@@ -186,15 +183,15 @@ def _check_state(stack: Stack | None) -> None:
     if stack is None or stack.status in stacks.UPDATABLE:
         return
     if stack.status.endswith("_IN_PROGRESS"):
-        raise SettingsError(f"stack {stack.name} is {stack.status}: somebody changes it; try again when that is done")
+        raise SettingsError(f"stack {stack.name} is {stack.status}: another change is running; try again when it ends")
     raise SettingsError(
-        f"stack {stack.name} is {stack.status} ({stack.status_reason or 'no reason given'}) and takes no changes: "
-        "docs/runbook.md, A deployment fails"
+        f"stack {stack.name} is {stack.status} ({stack.status_reason or 'no reason given'}) and cannot be updated: "
+        "see docs/runbook.md, A deployment fails"
     )
 
 
-async def _hold_zones(account: AwsAccount, stack: Stack | None) -> None:
-    """Keep the group from ending busy instances to even out the zones."""
+async def _suspend_az_rebalance(account: AwsAccount, stack: Stack | None) -> None:
+    """Suspend AZRebalance: it would end busy instances to balance the zones, and CloudFormation cannot suspend it."""
     group = None if stack is None else await find_group(account, stack)
-    if group is not None and groups.NEVER not in group.suspended:
-        await groups.suspend(account, group.name, [groups.NEVER])
+    if group is not None and "AZRebalance" not in group.suspended:
+        await groups.suspend(account, group.name, ["AZRebalance"])

@@ -1,4 +1,4 @@
-"""Is everything in order? Settings, services, model, scratch space: one line each."""
+"""Checks everything that a worker needs: settings, scratch space, model, services."""
 
 import shutil
 import tempfile
@@ -10,13 +10,13 @@ from stt_async.settings import Settings
 from stt_async.worker.pool import open_pool
 from stt_async.worker.preflight import Check, checks, run_check
 
-PATIENCE_S = 5.0
-"""How long one call to a service is tried: somebody is waiting at a terminal."""
+RETRY_TIMEOUT_S = 5.0
+"""For each call to a service. Short, because an operator waits at a terminal."""
 
 
 async def examine(settings: Settings) -> AsyncIterator[Check]:
-    """Yield a check of each thing that a worker needs, from near to far. Leaves nothing behind anywhere."""
-    patient = settings.model_copy(update={"retry_timeout_s": PATIENCE_S, "retry_max_wait_s": 1.0})
+    """Yield the checks, local ones first. They leave no file, object or message behind."""
+    impatient = settings.model_copy(update={"retry_timeout_s": RETRY_TIMEOUT_S, "retry_max_wait_s": 1.0})
     vad = settings.vad
     yield Check(
         "settings", None, f"{settings.job_slots} slots, {settings.processes} processes, threshold {vad.threshold}"
@@ -37,17 +37,17 @@ async def examine(settings: Settings) -> AsyncIterator[Check]:
             return "a pool child loaded it"
 
     yield await run_check(f"scratch {settings.scratch_dir}", scratch, "Set STT_SCRATCH_DIR to a writable folder")
-    yield await run_check("model", model, "Is the environment whole? Remove .venv, and bin/doctor makes it anew")
-    async with connect(patient) as services:
-        async for check in checks(services, patient):
+    yield await run_check("model", model, "Remove .venv and run bin/doctor again, which installs the environment anew")
+    async with connect(impatient) as services:
+        async for check in checks(services, impatient):
             yield check
 
         async def uploads() -> str:
-            return f"{await services.sink.count_open_uploads()} open; a job aborts those of earlier attempts at it"
+            return f"{await services.sink.count_open_uploads()} open; a job aborts those of its earlier attempts"
 
         yield await run_check(
             f"multipart uploads in {settings.output_bucket}",
             uploads,
-            "Workers do without, but leave the uploads of killed attempts to the bucket's lifecycle rule: "
-            "the AWS credentials need s3:ListBucketMultipartUploads on the bucket",
+            "Allow s3:ListBucketMultipartUploads on the bucket. Workers run without it, but then only the bucket's "
+            "lifecycle rule removes the uploads of killed attempts",
         )

@@ -1,24 +1,20 @@
-"""The Auto Scaling group of the split workers, as operators see it: how many, started, ended, held back."""
+"""The Auto Scaling group of the split workers: describe, scale, suspend, resume and drain it."""
 
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from stt_async.errors import SettingsError, TransientError
 from stt_async.fleet.account import AwsAccount, RejectedError
 
 HELD_BACK = ("Launch", "AlarmNotification")
-"""Processes whose suspension means that nothing new starts, and that no alarm asks for what would start later."""
-
-NEVER = "AZRebalance"
-"""Process that would end busy instances to even out the zones; CloudFormation cannot suspend it."""
+"""While these processes are suspended, no instance starts, and no alarm raises the desired capacity for later."""
 
 POLL_INTERVAL_S = 5.0
 
 DRAIN_TIMEOUT_S = 900.0
-"""An instance drains for 100 s, its hook waits for 120 s, and EC2 takes its time."""
+"""An instance drains for 100 s, its hook waits for 120 s, and EC2 takes minutes more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +24,7 @@ class Instance:
     instance_id: str
     state: str
     is_current: bool
-    """Launched as the group launches now: this release, these settings."""
+    """Launched from the launch template's current version: with the current release and settings."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,12 +39,12 @@ class FleetGroup:
 
     @property
     def states(self) -> dict[str, int]:
-        """How many instances are in each lifecycle state."""
+        """Number of instances in each lifecycle state."""
         return dict(Counter(each.state for each in self.instances))
 
     @property
     def staying(self) -> list[Instance]:
-        """Those that are not on their way out; first those that would be missed least."""
+        """Instances that are not terminating: first outdated ones, then those that still boot."""
         ranks = {"Pending": 0, "InService": 2}
         return sorted(
             (each for each in self.instances if not each.state.startswith(("Terminat", "Detach"))),
@@ -58,33 +54,34 @@ class FleetGroup:
 
 @dataclass(frozen=True, slots=True)
 class Scaling:
-    """What it takes to come to a size."""
+    """How to scale a group to `count` instances."""
 
     group: FleetGroup
     count: int
 
     @property
     def ends(self) -> Sequence[Instance]:
-        """Instances to end: earlier releases and those that still boot first."""
+        """Instances to end."""
         staying = self.group.staying
         return staying[: max(0, len(staying) - self.count)]
 
     @property
     def desired(self) -> int:
-        """What the group is to want, before any instance ends: no more than now, unless it is to grow."""
+        """Desired capacity to set before the first instance ends. It rises only if the group grows."""
         return max(self.count, min(self.group.desired, len(self.group.staying)))
 
     @property
     def surplus(self) -> int:
-        """How many of the instances the group does not even want: these end without its wanting one less."""
+        """Instances above the desired capacity. When these end, the desired capacity does not decrease."""
         return max(0, len(self.group.staying) - self.desired)
 
 
 async def find(account: AwsAccount, name: str) -> FleetGroup | None:
-    """Return the group; None if there is none of this name."""
+    """Return the group of this name, or None."""
     answer = await account.call(account.autoscaling.describe_auto_scaling_groups, AutoScalingGroupNames=[name])
     for found in answer["AutoScalingGroups"]:
-        current = _launched_from(found)
+        mixed = found.get("MixedInstancesPolicy", {}).get("LaunchTemplate", {}).get("LaunchTemplateSpecification")
+        current = _version(mixed or found.get("LaunchTemplate"))
         return FleetGroup(
             name=name,
             desired=found["DesiredCapacity"],
@@ -99,23 +96,23 @@ async def find(account: AwsAccount, name: str) -> FleetGroup | None:
 
 
 def scaling(group: FleetGroup, count: int) -> Scaling:
-    """Return what it takes to come to `count` instances.
+    """Plan how to scale a group to `count` instances.
 
     Raises:
-        SettingsError: the group may not have so many.
+        SettingsError: the maximum of the group is lower.
     """
     if count > group.max_size:
         raise SettingsError(
-            f"{group.name} may have {group.max_size} instances, not {count}: no more than MinIO's link can feed. "
-            "`bin/deploy deploy --set SourceLinkMbps=...` says what it can"
+            f"{group.name} may have {group.max_size} instances, not {count}: MinIO's link feeds no more. "
+            "If its bandwidth is higher, set it with `bin/deploy deploy --set SourceLinkMbps=...`"
         )
     return Scaling(group, count)
 
 
 async def scale(account: AwsAccount, plan: Scaling) -> None:
-    """Come to a size. Instances to end give their jobs back first: their hook tells their workers."""
-    # Not SetDesiredCapacity alone: instances are protected from it; and one that later ends itself would be refused
-    # ("would violate group's min size constraint") once the group wants none.
+    """Scale a group. The workers of instances to end drain first, as the termination hook waits for them."""
+    # SetDesiredCapacity alone ends no protected instance. And once the desired capacity is 0, AWS refuses to let an
+    # idle instance end itself ("would violate group's min size constraint").
     if plan.desired != plan.group.desired:
         await account.call(
             account.autoscaling.set_desired_capacity,
@@ -131,14 +128,14 @@ async def scale(account: AwsAccount, plan: Scaling) -> None:
                 ShouldDecrementDesiredCapacity=number >= plan.surplus,
             )
         except RejectedError:
-            # Perhaps it has ended itself meanwhile, and the group wants one less already.
-            now = await find(account, plan.group.name)
-            if now is not None and instance.instance_id in {each.instance_id for each in now.staying}:
+            # Ignore it if the instance has meanwhile ended itself and decreased the desired capacity.
+            group = await find(account, plan.group.name)
+            if group is not None and instance.instance_id in {each.instance_id for each in group.staying}:
                 raise
 
 
 async def suspend(account: AwsAccount, name: str, processes: Sequence[str]) -> None:
-    """Suspend processes of the group; those that are suspended stay so."""
+    """Suspend processes of the group, in addition to those already suspended."""
     await account.call(
         account.autoscaling.suspend_processes, AutoScalingGroupName=name, ScalingProcesses=list(processes)
     )
@@ -152,32 +149,27 @@ async def resume(account: AwsAccount, name: str, processes: Sequence[str]) -> No
 
 
 async def drain(account: AwsAccount, name: str, on_instances_left: Callable[[int], None]) -> None:
-    """Suspend the group, terminate its instances, and wait; report how many are left to `on_instances_left`.
+    """Suspend the group, terminate its instances, and wait; report the number left to `on_instances_left`.
 
     Raises:
-        TransientError: some are still there after `DRAIN_TIMEOUT_S`.
+        TransientError: instances are left after `DRAIN_TIMEOUT_S`.
     """
     await suspend(account, name, HELD_BACK)
     try:
         async with asyncio.timeout(DRAIN_TIMEOUT_S):
             while (group := await find(account, name)) is not None and group.instances:
                 on_instances_left(len(group.instances))
-                # Each time round: one that was being launched a moment ago ends, too.
+                # Each time round, as an instance may have been launching when the group was suspended.
                 await scale(account, scaling(group, 0))
                 await asyncio.sleep(POLL_INTERVAL_S)
     except TimeoutError as error:
         raise TransientError(
             "still_there",
-            f"instances of {name} are still there after {DRAIN_TIMEOUT_S:.0f} s, and no new ones start: look at them "
-            "with `bin/deploy status`, and try again",
+            f"{name} still has instances after {DRAIN_TIMEOUT_S:.0f} s; it stays suspended: look at them with "
+            "`bin/deploy status`, and try again",
         ) from error
 
 
-def _launched_from(found: dict[str, Any]) -> tuple[str, str]:
-    mixed = found.get("MixedInstancesPolicy", {}).get("LaunchTemplate", {}).get("LaunchTemplateSpecification")
-    return _version(mixed or found.get("LaunchTemplate"))
-
-
 def _version(specification: dict[str, str] | None) -> tuple[str, str]:
-    named = specification or {}
-    return named.get("LaunchTemplateId", ""), named.get("Version", "")
+    specification = specification or {}
+    return specification.get("LaunchTemplateId", ""), specification.get("Version", "")

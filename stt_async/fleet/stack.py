@@ -1,4 +1,4 @@
-"""A CloudFormation stack: found, proposed as a change set, executed, deleted; and its events on the way."""
+"""A CloudFormation stack: find it, propose a change set, execute it, delete it, and follow the events."""
 
 import asyncio
 import uuid
@@ -15,7 +15,7 @@ from stt_async.fleet.template import Template
 POLL_INTERVAL_S = 2.0
 
 LEFTOVERS = frozenset({"REVIEW_IN_PROGRESS", "ROLLBACK_COMPLETE"})
-"""States of a stack that never came to be: it holds no resource, and can only be deleted."""
+"""States of a stack whose creation failed: it holds no resource, and can only be deleted."""
 
 UPDATABLE = frozenset(
     {"CREATE_COMPLETE", "UPDATE_COMPLETE", "UPDATE_ROLLBACK_COMPLETE", "IMPORT_COMPLETE", "IMPORT_ROLLBACK_COMPLETE"}
@@ -27,7 +27,7 @@ _NO_CHANGES = ("didn't contain changes", "No updates are to be performed")
 
 
 class StackError(SttError):
-    """A stack failed to become what was asked for."""
+    """Creating, updating or deleting a stack failed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class Stack:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something that happened to a resource, or to the stack itself."""
+    """An event of a resource, or of the stack itself."""
 
     logical_id: str
     resource_type: str
@@ -54,24 +54,24 @@ class Event:
 
     @property
     def is_failure(self) -> bool:
-        """Whether it tells of a failure of its own, and not of one that was cancelled after another's."""
+        """Whether the resource itself failed. CloudFormation cancels the others after the first failure."""
         return self.status.endswith("_FAILED") and "cancelled" not in self.reason.lower()
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What a change set would do to one resource."""
+    """A proposed change of one resource."""
 
     action: str
     logical_id: str
     resource_type: str
     replacement: str
-    """`True`, `False` or `Conditional`, of a resource that is modified; else empty."""
+    """`True`, `False` or `Conditional` for a modified resource; otherwise empty."""
 
 
 @dataclass(frozen=True, slots=True)
 class Proposal:
-    """A change set that waits to be executed."""
+    """A change set that is ready to execute."""
 
     kind: Kind
     stack_id: str
@@ -83,7 +83,7 @@ OnEvent = Callable[[Event], None]
 
 
 async def find(account: AwsAccount, name_or_id: str) -> Stack | None:
-    """Return a stack; None if there is none of this name."""
+    """Return the stack of this name or id, or None."""
     try:
         answer = await account.call(account.cloudformation.describe_stacks, StackName=name_or_id)
     except RejectedError as error:
@@ -102,7 +102,7 @@ async def find(account: AwsAccount, name_or_id: str) -> Stack | None:
 
 
 async def resources(account: AwsAccount, stack: Stack) -> dict[str, str]:
-    """Return the physical ids of what a stack holds, by the logical ones."""
+    """Return the physical ids of a stack's resources, by logical id."""
     answer = await account.call(account.cloudformation.describe_stack_resources, StackName=stack.stack_id)
     return {
         each["LogicalResourceId"]: each["PhysicalResourceId"]
@@ -115,46 +115,46 @@ async def resources(account: AwsAccount, stack: Stack) -> dict[str, str]:
 async def proposed(
     account: AwsAccount, name: str, kind: Kind, template: Template, values: Mapping[str, str]
 ) -> AsyncIterator[Proposal | None]:
-    """Make a change set for the block to execute; what is not executed by then is removed.
+    """Create a change set for the block to execute. If the block does not, remove it afterwards.
 
     Args:
-        account: Where.
-        name: The stack's.
-        kind: Whether it is new.
-        template: What it shall be.
-        values: Of all parameters.
+        account: Account and region of the stack.
+        name: The stack's name.
+        kind: Whether to create or update the stack.
+        template: The stack's template.
+        values: Values of all parameters.
 
     Yields:
-        The proposal; None if there is nothing to change.
+        The proposal, or None if nothing would change.
 
     Raises:
-        RejectedError: CloudFormation does not take it.
-        StackError: it could not be made.
+        RejectedError: CloudFormation rejects the template or a parameter.
+        StackError: CloudFormation could not create the change set.
     """
     try:
-        stack_id, change_set_id = await _ask_for(account, name, kind, template, values)
+        stack_id, change_set_id = await _create_change_set(account, name, kind, template, values)
     except RejectedError as error:
         if not any(each in error.message for each in _NO_CHANGES):
             raise
         yield None
         return
     try:
-        made, changes = await _made(account, stack_id, change_set_id)
-        if made["Status"] != "FAILED":
+        described, changes = await _wait_for_change_set(account, stack_id, change_set_id)
+        if described["Status"] != "FAILED":
             yield Proposal(kind, stack_id, change_set_id, changes)
-        elif any(each in made.get("StatusReason", "") for each in _NO_CHANGES):
+        elif any(each in described.get("StatusReason", "") for each in _NO_CHANGES):
             yield None
         else:
-            raise StackError(f"the change set of {name} failed: {made.get('StatusReason', 'no reason given')}")
+            raise StackError(f"the change set of {name} failed: {described.get('StatusReason', 'no reason given')}")
     finally:
         await finish_despite_cancel(_discard(account, stack_id, change_set_id))
 
 
 async def execute(account: AwsAccount, proposal: Proposal, on_event: OnEvent) -> Stack:
-    """Execute a change set, and wait for its end; CloudFormation goes on if nobody waits.
+    """Execute a change set and wait for its end. CloudFormation continues if this call is cancelled.
 
     Raises:
-        StackError: a resource failed; it names the first, with its reason.
+        StackError: a resource failed; the message names the first one and the reason.
     """
     last = await _last_event_id(account, proposal.stack_id)
     await account.call(
@@ -167,10 +167,10 @@ async def execute(account: AwsAccount, proposal: Proposal, on_event: OnEvent) ->
 
 
 async def delete(account: AwsAccount, stack: Stack, on_event: OnEvent) -> None:
-    """Delete a stack, and wait for its end; CloudFormation goes on if nobody waits.
+    """Delete a stack and wait for its end. CloudFormation continues if this call is cancelled.
 
     Raises:
-        StackError: a resource cannot be deleted; it names the first, with its reason.
+        StackError: a resource cannot be deleted; the message names the first one and the reason.
     """
     last = await _last_event_id(account, stack.stack_id)
     await account.call(account.cloudformation.delete_stack, StackName=stack.stack_id)
@@ -182,18 +182,18 @@ async def _wait_until_stable(
 ) -> Stack:
     """Report the events since `last` until the stack is stable."""
     failure: Event | None = None
-    begun = False
+    started = False
     while True:
-        # Asked before the events: those that led to a state at rest are then among them.
+        # The status is read before the events, so that these include the events before a final status.
         stack = await find(account, stack_id)
         if stack is None:
-            raise StackError(f"{stack_id} is gone")
+            raise StackError(f"stack {stack_id} no longer exists")
         for event_id, event in await _events_since(account, stack_id, last):
-            last, begun = event_id, True
+            last, started = event_id, True
             failure = failure or (event if event.is_failure else None)
             on_event(event)
-        # Until its first event the stack shows the state that it had before.
-        if begun and not stack.status.endswith("_IN_PROGRESS"):
+        # Before the first event the stack still has its earlier status.
+        if started and not stack.status.endswith("_IN_PROGRESS"):
             break
         await asyncio.sleep(POLL_INTERVAL_S)
     if stack.status != wanted:
@@ -203,7 +203,7 @@ async def _wait_until_stable(
 
 
 async def _events_since(account: AwsAccount, stack_id: str, last: str | None) -> list[tuple[str, Event]]:
-    """Return the events after that of the id `last`, oldest first."""
+    """Return the events after the one with the id `last`, oldest first."""
     events: list[tuple[str, Event]] = []
     async for page in account.pages(account.cloudformation.describe_stack_events, StackName=stack_id):
         for each in page["StackEvents"]:  # newest first
@@ -219,10 +219,10 @@ async def _last_event_id(account: AwsAccount, stack_id: str) -> str | None:
     return events[0]["EventId"] if events else None
 
 
-async def _ask_for(
+async def _create_change_set(
     account: AwsAccount, name: str, kind: Kind, template: Template, values: Mapping[str, str]
 ) -> tuple[str, str]:
-    """Have CloudFormation make a change set; return the ids of its stack and of itself."""
+    """Return the ids of the stack and of the change set."""
     token = f"stt-async-{uuid.uuid4().hex}"
     answer = await account.call(
         account.cloudformation.create_change_set,
@@ -237,35 +237,36 @@ async def _ask_for(
     return answer["StackId"], answer["Id"]
 
 
-async def _made(account: AwsAccount, stack_id: str, change_set_id: str) -> tuple[dict[str, Any], list[Change]]:
-    """Wait until a change set is made, or failed; return it, and its changes."""
+async def _wait_for_change_set(
+    account: AwsAccount, stack_id: str, change_set_id: str
+) -> tuple[dict[str, Any], list[Change]]:
+    """Wait until a change set is created or has failed; return its description and its changes."""
     names = {"StackName": stack_id, "ChangeSetName": change_set_id}
     while True:
         pages = [page async for page in account.pages(account.cloudformation.describe_change_set, **names)]
         if not pages[0]["Status"].endswith(("_PENDING", "_IN_PROGRESS")):
             found = [change["ResourceChange"] for page in pages for change in page.get("Changes", [])]
-            return pages[0], [_change(each) for each in found]
+            return pages[0], [
+                Change(each["Action"], each["LogicalResourceId"], each["ResourceType"], each.get("Replacement", ""))
+                for each in found
+            ]
         await asyncio.sleep(POLL_INTERVAL_S)
 
 
 async def _discard(account: AwsAccount, stack_id: str, change_set_id: str) -> None:
-    """Remove a change set that was not executed, and the stack that is there for its sake alone."""
+    """Remove a change set that was not executed, and the stack if it was created only for the change set."""
     names = {"StackName": stack_id, "ChangeSetName": change_set_id}
     try:
-        made = await account.call(account.cloudformation.describe_change_set, **names)
-    except RejectedError:  # executed: CloudFormation has removed it itself
+        described = await account.call(account.cloudformation.describe_change_set, **names)
+    except RejectedError:  # executed: CloudFormation has removed it
         return
-    if made["ExecutionStatus"] not in {"AVAILABLE", "UNAVAILABLE", "OBSOLETE"}:
+    if described["ExecutionStatus"] not in {"AVAILABLE", "UNAVAILABLE", "OBSOLETE"}:
         return
     stack = await find(account, stack_id)
     if stack is not None and stack.status == "REVIEW_IN_PROGRESS":
         await account.call(account.cloudformation.delete_stack, StackName=stack_id)
     else:
         await account.call(account.cloudformation.delete_change_set, **names)
-
-
-def _change(found: dict[str, Any]) -> Change:
-    return Change(found["Action"], found["LogicalResourceId"], found["ResourceType"], found.get("Replacement", ""))
 
 
 def _event(found: dict[str, Any]) -> Event:

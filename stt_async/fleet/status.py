@@ -1,4 +1,4 @@
-"""A deployment at one moment: stack, release, instances, queues, alarms."""
+"""The state of a deployment: stack, release, instances, queues, alarms."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from stt_async.settings import Settings
 
 @dataclass(frozen=True, slots=True)
 class QueueStatus:
-    """What a queue and its dead-letter queue hold."""
+    """Message counts of a queue and its dead-letter queue."""
 
     name: str
     jobs: Depth
@@ -24,26 +24,26 @@ class QueueStatus:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """All of it."""
+    """The state of a deployment."""
 
     stack: Stack
     group: groups.FleetGroup | None
     queues: Sequence[QueueStatus]
     alarms: Sequence[str]
-    """Names of those in ALARM."""
+    """Names of the alarms in state ALARM."""
 
     @property
     def release(self) -> str:
-        """The sha256 that new instances start from."""
+        """The sha256 of the release that new instances boot."""
         return self.stack.parameters.get(RELEASE, "")
 
     @property
     def earlier(self) -> int:
-        """Instances that run an earlier release, or earlier settings."""
+        """Number of instances with an earlier release or earlier settings."""
         return sum(not each.is_current for each in self.group.staying) if self.group is not None else 0
 
     def facts(self) -> dict[str, Any]:
-        """Return it as JSON, with stable keys."""
+        """Return the state as JSON, with stable keys."""
         group = self.group
         return {
             "stack": self.stack.name,
@@ -71,10 +71,10 @@ class Status:
 
 
 async def status(settings: Settings, name: str) -> Status:
-    """Look at a deployment.
+    """Return the state of a deployment.
 
     Raises:
-        SettingsError: there is no such stack.
+        SettingsError: the stack does not exist.
         ClassifiedError: AWS is out of reach.
     """
     async with open_account(settings) as account:
@@ -94,9 +94,9 @@ async def _queue(account: AwsAccount, name: str) -> QueueStatus:
 
 
 async def _alarms(account: AwsAccount, stack: Stack) -> list[str]:
-    """Return the names of the stack's own alarms that are in ALARM."""
-    ours = set((await stacks.resources(account, stack)).values())
-    found: list[str] = []
+    """Return the names of the stack's alarms in state ALARM."""
+    of_stack = set((await stacks.resources(account, stack)).values())
+    names: list[str] = []
     async for page in account.pages(account.cloudwatch.describe_alarms, StateValue="ALARM"):
-        found += [each["AlarmName"] for each in page["MetricAlarms"] if each["AlarmName"] in ours]
-    return sorted(found)
+        names += [each["AlarmName"] for each in page["MetricAlarms"] if each["AlarmName"] in of_stack]
+    return sorted(names)

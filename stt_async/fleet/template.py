@@ -1,4 +1,4 @@
-"""The template: its parameters, and what they may be, known before AWS is asked."""
+"""The CloudFormation template, and the validation of its parameters before the first call to AWS."""
 
 import difflib
 import re
@@ -14,31 +14,34 @@ from stt_async.errors import SettingsError
 PATH = Path(__file__).parents[2] / "infra" / "cloudformation.yaml"
 
 MAX_BYTES = 51_200
-"""Of a template in a call; https://docs.aws.amazon.com/AWSCloudFormation/latest/UserGuide/cloudformation-limits.html"""
+"""Of a template sent in a call.
+
+https://docs.aws.amazon.com/AWSCloudFormation/latest/UserGuide/cloudformation-limits.html
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """A template's text, and the declarations of its parameters by their names."""
+    """The text of a template, and the declarations of its parameters by name."""
 
     body: str
     parameters: Mapping[str, Mapping[str, Any]]
 
     def check(self, given: Mapping[str, str]) -> None:
-        """Hold values against their declarations.
+        """Check values against the declarations.
 
         Raises:
-            SettingsError: a name is not a parameter's, or a value not what it must be; it says which, and what.
+            SettingsError: parameters are unknown or values are not allowed; the message has a line for each.
         """
-        problems = [said for name, value in given.items() if (said := self._problem(name, value)) is not None]
+        problems = [problem for name, value in given.items() if (problem := self._problem(name, value)) is not None]
         if problems:
             raise SettingsError("\n".join(problems))
 
     def values(self, previous: Mapping[str, str], given: Mapping[str, str]) -> dict[str, str]:
-        """Return the value of each parameter: given, else as it was, else its default.
+        """Return a value for each parameter. Given ones take precedence over previous ones, then come the defaults.
 
         Raises:
-            SettingsError: there is none.
+            SettingsError: a parameter has no value.
         """
         defaults = {name: str(each["Default"]) for name, each in self.parameters.items() if "Default" in each}
         values = {**defaults, **previous, **given}
@@ -50,8 +53,8 @@ class Template:
     def _problem(self, name: str, value: str) -> str | None:
         if name not in self.parameters:
             near = difflib.get_close_matches(name, self.parameters, n=1, cutoff=0.5)
-            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(sorted(self.parameters))}"
-            return f"{name} is no parameter of the template: {hint}"
+            hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(sorted(self.parameters))}"
+            return f"the template has no parameter {name}: {hint}"
         return refusal(name, self.parameters[name], value)
 
 
@@ -59,11 +62,11 @@ def read_template(file: Path) -> Template:
     """Read a template, in YAML or JSON.
 
     Raises:
-        SettingsError: it is not there, is none, or is too long.
+        SettingsError: the file cannot be read, is not a template, or is too large.
     """
     try:
         body = file.read_text()
-        # Only this section is read as data: the rest holds tags that are CloudFormation's alone.
+        # Only this section is parsed: the others have tags that only CloudFormation knows, such as !Ref.
         declared = [
             value for key, value in yaml.compose(body, Loader=yaml.SafeLoader).value if key.value == "Parameters"
         ]
@@ -71,10 +74,10 @@ def read_template(file: Path) -> Template:
     except OSError as error:
         raise SettingsError(f"cannot read the template {file}: {error.strerror}") from error
     except (yaml.YAMLError, AttributeError, TypeError, ValueError) as error:
-        raise SettingsError(f"{file} is no CloudFormation template: {error}") from error
+        raise SettingsError(f"{file} is not a CloudFormation template: {error}") from error
     size_bytes = len(body.encode())
     if size_bytes > MAX_BYTES:
-        raise SettingsError(f"{file} has {size_bytes} bytes: CloudFormation takes {MAX_BYTES}")
+        raise SettingsError(f"{file} has {size_bytes} bytes: CloudFormation accepts at most {MAX_BYTES}")
     return Template(body, parameters)
 
 
@@ -82,13 +85,13 @@ def parse_parameters(words: Sequence[str]) -> dict[str, str]:
     """Parse `Name=Value` words.
 
     Raises:
-        SettingsError: a word is none, or a name is given twice.
+        SettingsError: a word has another form, or a name is given twice.
     """
     given: dict[str, str] = {}
     for word in words:
         name, equals, value = word.partition("=")
         if not equals or not name:
-            raise SettingsError(f"--set {word}: give Name=Value, as --set SourceLinkMbps=100")
+            raise SettingsError(f"--set {word}: give Name=Value, such as --set SourceLinkMbps=100")
         if name in given:
             raise SettingsError(f"--set {name} is given twice")
         given[name] = value
@@ -96,7 +99,7 @@ def parse_parameters(words: Sequence[str]) -> dict[str, str]:
 
 
 def refusal(name: str, declared: Mapping[str, Any], value: str) -> str | None:
-    """Return why CloudFormation would refuse a value, in the template's words; None, if it would not."""
+    """Return why CloudFormation would reject a value, in the template's words, or None."""
     values = value.split(",") if declared["Type"] == "CommaDelimitedList" else [value]
     if all(_fits(declared, each) for each in values):
         return None
