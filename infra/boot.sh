@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# From an unpacked release to a worker at work. The user data runs it as root, in the release's folder, once
-# /etc/stt-async/worker.env is written. May be run again. What fails ends the instance: its group starts another.
+# Installs an unpacked release and starts the worker. The user data runs this script as root, in the release's folder,
+# after it has written /etc/stt-async/worker.env. Safe to run again. Any failure ends the instance; its group starts a
+# new one.
 set -euo pipefail
 cd "$(dirname "$(readlink -f "$0")")"
 umask 022
@@ -12,24 +13,24 @@ trap '[ $? = 0 ] || ./end-instance.sh' EXIT
 home=/opt/stt-async
 settings=/etc/stt-async
 
-say() { printf 'boot: %s (%d s)\n' "$*" "$SECONDS"; }
+log() { printf 'boot: %s (%d s)\n' "$*" "$SECONDS"; }
 
-# The repositories of Amazon Linux 2023 belong to the version of the image: the same image gets the same packages.
-packages() {
+# Amazon Linux 2023 locks its repositories to the version of the image: the same image gets the same packages.
+install_packages() {
   dnf --assumeyes --quiet install python3.11 amazon-cloudwatch-agent logrotate
 }
 
-python_environment() {
-  local made=$home/venv/.made-from
-  if cmp --quiet requirements.txt "$made"; then return; fi
+install_python_environment() {
+  local made_from=$home/venv/.made-from
+  if cmp --quiet requirements.txt "$made_from"; then return; fi
   python3.11 -m venv --clear "$home/venv"
-  # --isolated: no setting of this machine can name an index.
+  # --isolated ignores pip's configuration and environment variables on this machine.
   "$home/venv/bin/pip" --isolated install --quiet --disable-pip-version-check --no-cache-dir \
     --no-index --find-links wheels --require-hashes --requirement requirements.txt
-  cp requirements.txt "$made"
+  cp requirements.txt "$made_from"
 }
 
-configuration() {
+install_configuration() {
   install -m 755 fetch-secrets.sh end-instance.sh "$home"
   install -m 644 units/*.service /etc/systemd/system
   install -D -m 644 logrotate.conf /etc/logrotate.d/stt-async
@@ -37,8 +38,8 @@ configuration() {
   sed "s|@LOG_GROUP@|$LOG_GROUP|" cloudwatch-agent.json >"$settings/cloudwatch-agent.json"
 }
 
-logs() {
-  # Not LogsDirectory=: systemd opens the file before it would make its folder.
+ship_logs() {
+  # LogsDirectory= is too late: systemd opens the log file before it creates that folder.
   install -d -m 700 /var/log/stt-async
   systemctl enable --now stt-async-journal.service
   /opt/aws/amazon-cloudwatch-agent/bin/amazon-cloudwatch-agent-ctl \
@@ -46,15 +47,15 @@ logs() {
 }
 
 install -d "$home" "$settings"
-packages
-say "has its packages"
-configuration
+install_packages
+log "packages installed"
+install_configuration
 systemctl daemon-reload
-logs
-say "ships its logs"
-python_environment
-say "has its Python environment"
+ship_logs
+log "log shipping started"
+install_python_environment
+log "Python environment installed"
 systemctl enable stt-async.service
-# Returns when the worker is ready: its preflight has passed, the launch hook is completed.
+# Returns when the worker is ready: preflight has passed and the launch hook is completed.
 systemctl restart stt-async.service
-say "is at work"
+log "worker ready"

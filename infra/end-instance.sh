@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Ends this instance for sure: it powers off, and its launch template terminates what powers off. Its group sees that it
-# is gone and starts another. No `set -e` and the like: nothing may keep it from its last line.
+# Powers this instance off. Its launch template then terminates it, and its group starts a new one. Without `set -e`, so
+# that the script always reaches its last line.
 
 imds=${AWS_EC2_METADATA_SERVICE_ENDPOINT:-http://169.254.169.254}/latest
 if [ -r /etc/stt-async/worker.env ]; then
@@ -10,8 +10,8 @@ if [ -r /etc/stt-async/worker.env ]; then
   set +a
 fi
 
-# While it joins, its group waits for the launch hook: this saves up to ten minutes. Later there is no such hook to
-# complete, and the group looks at the instance itself.
+# While the instance boots, the group waits up to ten minutes for the launch hook: ABANDON ends the wait. Later the call
+# fails, and the group detects by itself that the instance has ended.
 abandon_launch() {
   local token instance
   token=$(curl --silent --fail --max-time 2 -X PUT -H 'X-aws-ec2-metadata-token-ttl-seconds: 60' "$imds/api/token") &&
@@ -21,7 +21,7 @@ abandon_launch() {
 }
 
 echo "end-instance: powering off"
-abandon_launch || echo "end-instance: no launch to abandon"
-# The agent sends what it has every 5 s: the last words, above all, should arrive.
+abandon_launch || echo "end-instance: no launch hook to abandon"
+# The CloudWatch agent sends every 5 s: wait until it has sent the last lines.
 sleep 6
 systemctl poweroff

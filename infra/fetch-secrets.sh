@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# MinIO's key from the Parameter Store into /run, which is memory and root's alone. The worker gets it by LoadCredential=.
+# Fetches MinIO's key from the Parameter Store into /run: in memory, readable by root alone. The worker gets it through
+# LoadCredential=.
 set -euo pipefail
 
 for name in access-key secret-key; do

@@ -6,7 +6,7 @@ from tests.support.policies import TLS_ONLY
 from tests.support.template import ESSENTIAL
 
 
-def test_a_new_bucket_is_nobody_elses(stack: Stack) -> None:
+def test_new_bucket_is_private_and_encrypted(stack: Stack) -> None:
     bucket = stack.properties("Segments")
 
     assert bucket["PublicAccessBlockConfiguration"] == dict.fromkeys(
@@ -20,7 +20,7 @@ def test_a_new_bucket_is_nobody_elses(stack: Stack) -> None:
     assert bucket["VersioningConfiguration"] == {"Status": "Enabled"}
 
 
-def test_a_new_bucket_speaks_tls_only(stack: Stack) -> None:
+def test_new_bucket_accepts_tls_only(stack: Stack) -> None:
     policy = stack.properties("SegmentsPolicy")
 
     everything = ["<Segments.Arn>", "<Segments.Arn>/*"]
@@ -28,25 +28,25 @@ def test_a_new_bucket_speaks_tls_only(stack: Stack) -> None:
     assert policy["PolicyDocument"]["Statement"] == [{"Action": "s3:*", "Resource": everything, **TLS_ONLY}]
 
 
-def test_a_new_bucket_forgets_what_nobody_will_miss(stack: Stack) -> None:
+def test_new_bucket_expires_open_uploads_old_versions_and_failure_records(stack: Stack) -> None:
     rules = stack.properties("Segments")["LifecycleConfiguration"]["Rules"]
 
     assert all(rule["Status"] == "Enabled" for rule in rules)
     assert [rule for rule in rules if "AbortIncompleteMultipartUpload" in rule and "Prefix" not in rule]
-    # Segments never expire: what expires lies below the attempt records' own prefix, or was deleted by somebody.
+    # Segments never expire.
     assert [rule.get("Prefix") for rule in rules if "ExpirationInDays" in rule] == [PREFIX]
     assert [rule for rule in rules if "NoncurrentVersionExpiration" in rule]
 
 
-def test_segments_outlive_their_stack(stack: Stack) -> None:
+def test_bucket_is_retained_when_the_stack_is_deleted(stack: Stack) -> None:
     bucket = stack.resources["Segments"]
 
     assert (bucket["DeletionPolicy"], bucket["UpdateReplacePolicy"]) == ("RetainExceptOnCreate", "Retain")
 
 
-def test_a_bucket_that_is_there_keeps_its_settings(template: dict[str, Any]) -> None:
-    stack = resolve(template, ESSENTIAL | {"CreateOutputBucket": "false", "OutputBucket": "theirs"})
+def test_existing_bucket_keeps_its_settings(template: dict[str, Any]) -> None:
+    stack = resolve(template, ESSENTIAL | {"CreateOutputBucket": "false", "OutputBucket": "existing"})
 
     assert not stack.of("AWS::S3::Bucket")
-    assert not stack.of("AWS::S3::BucketPolicy"), "it would replace the policy that the bucket has"
-    assert "STT_OUTPUT_BUCKET=theirs\n" in stack.properties("SplitTemplate")["LaunchTemplateData"]["UserData"]
+    assert not stack.of("AWS::S3::BucketPolicy"), "it would replace the bucket's policy"
+    assert "STT_OUTPUT_BUCKET=existing\n" in stack.properties("SplitTemplate")["LaunchTemplateData"]["UserData"]

@@ -7,12 +7,12 @@ from tests.support.cloudformation import PSEUDO, refusals, resolve
 from tests.support.template import ESSENTIAL
 
 
-def test_the_essential_ones_are_enough(template: dict[str, Any]) -> None:
+def test_two_parameters_have_no_default(template: dict[str, Any]) -> None:
     assert refusals(template, ESSENTIAL) == []
     assert {name for name, each in template["Parameters"].items() if "Default" not in each} == set(ESSENTIAL)
 
 
-def test_each_is_shown_once_in_a_group_with_a_label(template: dict[str, Any]) -> None:
+def test_each_parameter_has_a_group_and_a_label(template: dict[str, Any]) -> None:
     interface = template["Metadata"]["AWS::CloudFormation::Interface"]
     grouped = [name for group in interface["ParameterGroups"] for name in group["Parameters"]]
 
@@ -20,12 +20,12 @@ def test_each_is_shown_once_in_a_group_with_a_label(template: dict[str, Any]) ->
     assert sorted(interface["ParameterLabels"]) == sorted(template["Parameters"])
 
 
-def test_each_is_described_and_bounded(template: dict[str, Any]) -> None:
+def test_each_parameter_has_a_description_and_a_constraint(template: dict[str, Any]) -> None:
     for name, each in template["Parameters"].items():
-        assert each["Description"].endswith("."), f"{name} has no sentence about it"
-        assert "AllowedValues" in each or "AllowedPattern" in each or "MinValue" in each, f"{name} takes anything"
+        assert each["Description"].endswith("."), name
+        assert "AllowedValues" in each or "AllowedPattern" in each or "MinValue" in each, f"{name} accepts any value"
         if "AllowedValues" not in each:
-            assert each["ConstraintDescription"].startswith("must be "), f"{name} does not say what it wants"
+            assert each["ConstraintDescription"].startswith("must be "), name
 
 
 @pytest.mark.parametrize(
@@ -51,18 +51,18 @@ def test_each_is_described_and_bounded(template: dict[str, Any]) -> None:
         ("IdleTimeoutSeconds", "0"),
         ("VolumeGiB", "8"),
         ("ImageId", "/aws/service/ami-amazon-linux-latest/al2023-ami-kernel-default-arm64"),
-        ("AlarmEmail", "us"),
+        ("AlarmEmail", "operators"),
         ("MonthlyBudgetUsd", "0"),
         ("LogRetentionDays", "8"),
     ],
 )
-def test_a_wrong_one_is_refused_with_what_it_must_be(template: dict[str, Any], name: str, value: str) -> None:
-    (said,) = refusals(template, ESSENTIAL | {name: value})
+def test_wrong_value_is_rejected_with_its_constraint(template: dict[str, Any], name: str, value: str) -> None:
+    (reason,) = refusals(template, ESSENTIAL | {name: value})
 
-    assert said.startswith(f"{name} must be ")
+    assert reason.startswith(f"{name} must be ")
 
 
-def test_a_vpc_comes_with_its_subnets(template: dict[str, Any]) -> None:
+def test_vpc_and_subnets_are_given_together(template: dict[str, Any]) -> None:
     vpc, subnets = {"VpcId": "vpc-0a1b2c3d"}, {"SubnetIds": "subnet-0a1b2c3d,subnet-1a1b2c3d"}
 
     assert refusals(template, ESSENTIAL | vpc | subnets) == []
@@ -70,8 +70,8 @@ def test_a_vpc_comes_with_its_subnets(template: dict[str, Any]) -> None:
         assert refusals(template, ESSENTIAL | alone) == ["Give VpcId and SubnetIds both, or neither (the default VPC)."]
 
 
-def test_the_defaults_are_the_workers_own(template: dict[str, Any]) -> None:
-    ours = {
+def test_defaults_equal_those_of_the_worker(template: dict[str, Any]) -> None:
+    fields = {
         "MinioEndpoint": "minio_endpoint",
         "SourceBucket": "source_bucket",
         "OutputBucket": "output_bucket",
@@ -80,21 +80,19 @@ def test_the_defaults_are_the_workers_own(template: dict[str, Any]) -> None:
         "SplitQueueName": "split_queue",
     }
 
-    for parameter, field in ours.items():
+    for parameter, field in fields.items():
         assert template["Parameters"][parameter]["Default"] == Settings.model_fields[field].default
 
 
-def test_nothing_ties_it_to_a_region_or_an_account(template: dict[str, Any]) -> None:
-    written = str(template["Resources"]) + str(template["Outputs"])
+def test_template_names_no_region_account_or_partition(template: dict[str, Any]) -> None:
+    text = str(template["Resources"]) + str(template["Outputs"])
 
-    assert PSEUDO["AWS::AccountId"] not in written
-    assert "us-east-1" not in written
-    assert "arn:aws:" not in written, "a partition of its own: China, GovCloud"
+    assert PSEUDO["AWS::AccountId"] not in text
+    assert "us-east-1" not in text
+    assert "arn:aws:" not in text, "China and GovCloud are other partitions"
 
 
-def test_outputs_tell_what_a_worker_elsewhere_needs(template: dict[str, Any]) -> None:
-    outputs = resolve(template, ESSENTIAL).outputs
-
-    told = {each["Description"]: each["Value"] for each in outputs.values()}
-    assert told["STT_SPLIT_QUEUE"] == "stt-split-jobs"
-    assert told["STT_OUTPUT_BUCKET"] == "monlamai-stt-raw-audio"
+def test_outputs_name_the_settings_of_a_worker_elsewhere(template: dict[str, Any]) -> None:
+    outputs = {each["Description"]: each["Value"] for each in resolve(template, ESSENTIAL).outputs.values()}
+    assert outputs["STT_SPLIT_QUEUE"] == "stt-split-jobs"
+    assert outputs["STT_OUTPUT_BUCKET"] == "monlamai-stt-raw-audio"

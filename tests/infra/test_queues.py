@@ -16,7 +16,7 @@ def _arn(stack: Stack, logical_name: str) -> str:
 
 
 @pytest.mark.parametrize("name", JOBS)
-def test_what_fails_goes_to_a_dead_letter_queue_of_its_own(stack: Stack, name: str) -> None:
+def test_each_job_queue_has_its_own_dead_letter_queue(stack: Stack, name: str) -> None:
     redrive = stack.properties(name)["RedrivePolicy"]
     dead_letters = redrive["deadLetterTargetArn"].removeprefix("<").removesuffix(".Arn>")
 
@@ -25,25 +25,20 @@ def test_what_fails_goes_to_a_dead_letter_queue_of_its_own(stack: Stack, name: s
         "redrivePermission": "byQueue",
         "sourceQueueArns": [_arn(stack, name)],
     }
-    # SQS does not reset the clock when it moves a message: what comes late must still be there for people to see.
-    kept_s = [stack.properties(each)["MessageRetentionPeriod"] for each in (dead_letters, name)]
-    assert kept_s[0] - kept_s[1] >= 3 * 86_400
+    # A redrive does not restart the retention period: a message moved on its last day has to stay for some days.
+    retention_s = [stack.properties(each)["MessageRetentionPeriod"] for each in (dead_letters, name)]
+    assert retention_s[0] - retention_s[1] >= 3 * 86_400
 
 
 @pytest.mark.parametrize("name", JOBS)
-def test_it_serves_as_the_worker_expects(stack: Stack, name: str) -> None:
-    ours = {field: Settings.model_fields[field].default for field in ("visibility_timeout_s", "wait_time_s")}
+def test_queue_timeouts_equal_the_settings_of_the_worker(stack: Stack, name: str) -> None:
     queue = stack.properties(name)
 
-    assert queue["VisibilityTimeout"] == ours["visibility_timeout_s"]
-    assert queue["ReceiveMessageWaitTimeSeconds"] == ours["wait_time_s"]
+    assert queue["VisibilityTimeout"] == Settings.model_fields["visibility_timeout_s"].default
+    assert queue["ReceiveMessageWaitTimeSeconds"] == Settings.model_fields["wait_time_s"].default
 
 
-def test_the_worker_finds_its_queue_by_the_usual_name(plain_stack: Stack) -> None:
-    assert plain_stack.properties("SplitQueue")["QueueName"] == Settings.model_fields["split_queue"].default
-
-
-def test_every_queue_is_encrypted_and_outlives_its_stack(stack: Stack) -> None:
+def test_every_queue_is_encrypted_and_retained(stack: Stack) -> None:
     queues = [each for each in stack.resources.values() if each["Type"] == "AWS::SQS::Queue"]
 
     assert len(queues) == 4
@@ -52,12 +47,12 @@ def test_every_queue_is_encrypted_and_outlives_its_stack(stack: Stack) -> None:
         assert (queue["DeletionPolicy"], queue["UpdateReplacePolicy"]) == ("RetainExceptOnCreate", "Retain")
 
 
-@pytest.mark.parametrize("make", ["true", "false"])
-def test_every_queue_speaks_tls_only(template: dict[str, Any], stack: Stack, make: str) -> None:
-    made = resolve(template, ESSENTIAL | {"CreateQueues": make})
-    queues = {f"<{name}>" if make == "true" else _url(stack, name): name for name in stack.of("AWS::SQS::Queue")}
+@pytest.mark.parametrize("create", ["true", "false"])
+def test_every_queue_accepts_tls_only(template: dict[str, Any], stack: Stack, create: str) -> None:
+    resolved = resolve(template, ESSENTIAL | {"CreateQueues": create})
+    queues = {f"<{name}>" if create == "true" else _url(stack, name): name for name in stack.of("AWS::SQS::Queue")}
 
-    policies = made.of("AWS::SQS::QueuePolicy").values()
+    policies = resolved.of("AWS::SQS::QueuePolicy").values()
 
     assert sorted(url for policy in policies for url in policy["Queues"]) == sorted(queues)
     for policy in policies:
@@ -66,11 +61,11 @@ def test_every_queue_speaks_tls_only(template: dict[str, Any], stack: Stack, mak
         assert policy["PolicyDocument"]["Statement"] == [expected]
 
 
-def test_queues_of_an_earlier_stack_are_taken_as_they_are(template: dict[str, Any]) -> None:
+def test_existing_queues_are_used_unchanged(template: dict[str, Any]) -> None:
     stack = resolve(template, ESSENTIAL | {"CreateQueues": "false"})
 
     assert not stack.of("AWS::SQS::Queue")
-    assert "Queue>" not in str(stack.resources), "something refers to a queue that is not made"
+    assert "Queue>" not in str(stack.resources), "a resource refers to a queue that the stack does not create"
 
 
 def _url(stack: Stack, logical_name: str) -> str:

@@ -1,4 +1,4 @@
-"""Each role may do what its worker calls, there alone, and nothing that nobody calls."""
+"""Each role allows exactly the calls of its worker, on the resources of its worker."""
 
 import ast
 import re
@@ -26,13 +26,13 @@ OTHER_ACTIONS = {
     "s3:CompleteMultipartUpload": "s3:PutObject",
     "sqs:ChangeMessageVisibilityBatch": "sqs:ChangeMessageVisibility",
 }
-"""Operations whose action has another name, from AWS's service authorization reference."""
+"""Operations whose IAM action has another name: https://docs.aws.amazon.com/service-authorization/latest/reference/"""
 
 OPERATORS_ONLY = {"sqs:SendMessageBatch"}
-"""Called by `bin/enqueue`, by nobody on an instance."""
+"""Called by `bin/enqueue`, not by workers."""
 
-ABSENT_READS_AS_FORBIDDEN = {"s3:ListBucket"}
-"""What must be allowed for a GET of what is not there to be answered with 404."""
+FOR_404 = {"s3:ListBucket"}
+"""Without this permission S3 answers a GET of a missing object with 403, not 404."""
 
 QUEUE = "arn:aws:sqs:us-east-1:123456789012:stt-split-jobs"
 DOWNLOADS = "arn:aws:sqs:us-east-1:123456789012:stt-download-jobs"
@@ -42,14 +42,11 @@ ARTIFACT = f"arn:aws:s3:::{ESSENTIAL['ArtifactBucket']}/releases/{RELEASE}.tar.g
 LOG_STREAM = "arn:aws:logs:us-east-1:123456789012:log-group:<Logs>:log-stream:i-0abc"
 MINIO_KEY = "arn:aws:ssm:us-east-1:123456789012:parameter/stt-async/prod/minio/secret-key"
 
-TYPES_OF_POLICIES = ("AWS::IAM::ManagedPolicy", "AWS::IAM::Policy", "AWS::IAM::RolePolicy")
-
-NAMED_BY_AWS_ALONE: dict[str, str] = {}
-"""Actions that AWS lets nobody restrict to a resource, with the reason: none so far."""
+POLICY_TYPES = ("AWS::IAM::ManagedPolicy", "AWS::IAM::Policy", "AWS::IAM::RolePolicy")
 
 
 def _operations() -> dict[str, str]:
-    """Return the operations of our services, by the names that their clients have in Python."""
+    """Return the operations of SERVICES, by the names of the methods in Python."""
     session = botocore.session.get_session()
     return {
         xform_name(operation): f"{service}:{operation}"
@@ -59,7 +56,7 @@ def _operations() -> dict[str, str]:
 
 
 def _names(tree: ast.AST) -> Iterator[str]:
-    """Yield what is called of AWS's clients, and what is named in a string to be called by `getattr`."""
+    """Yield the names of methods called on AWS clients, and all strings, as `getattr` may take a name from one."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
             if not ast.unparse(node.func.value).endswith("minio"):
@@ -70,13 +67,13 @@ def _names(tree: ast.AST) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def called() -> set[str]:
-    """The actions of all calls in stt_async/services, but for the operators' own."""
+    """The actions of all calls in stt_async/services, except those of operators."""
     operations = _operations()
     (folder,) = stt_async.services.__path__
     files = sorted((ROOT / folder).glob("*.py"))
     names = {name for file in files for name in _names(ast.parse(file.read_text()))}
     found = {operations[name] for name in names if name in operations} - OPERATORS_ONLY
-    assert len(found) > len(SERVICES), f"only {found} are called in {folder}: read wrongly"
+    assert len(found) > len(SERVICES), f"found only {found} in {folder}"
     return {OTHER_ACTIONS.get(operation, operation) for operation in found}
 
 
@@ -84,15 +81,12 @@ def _actions(role: Any, services: tuple[str, ...]) -> set[str]:
     return {action for action, _ in grants(role) if action.split(":")[0] in services}
 
 
-def test_a_split_worker_may_make_every_call_of_its_code(stack: Stack, called: set[str]) -> None:
-    assert _actions(stack.properties("SplitRole"), SERVICES) >= called
+def test_split_role_allows_exactly_the_calls_of_the_worker(stack: Stack, called: set[str]) -> None:
+    allowed = _actions(stack.properties("SplitRole"), SERVICES)
+    assert called <= allowed <= called | FOR_404
 
 
-def test_a_split_worker_may_do_nothing_that_its_code_does_not_call(stack: Stack, called: set[str]) -> None:
-    assert _actions(stack.properties("SplitRole"), SERVICES) <= called | ABSENT_READS_AS_FORBIDDEN
-
-
-def test_an_instance_may_make_every_call_of_its_boot(stack: Stack) -> None:
+def test_split_role_allows_every_call_of_the_boot(stack: Stack) -> None:
     user_data = stack.properties("SplitTemplate")["LaunchTemplateData"]["UserData"]
     scripts = [user_data, *(file.read_text() for file in sorted((ROOT / "infra").glob("*.sh")))]
     calls = {call for script in scripts for call in re.findall(r"\baws ([a-z0-9]+) ([a-z-]+)", script)}
@@ -101,7 +95,7 @@ def test_an_instance_may_make_every_call_of_its_boot(stack: Stack) -> None:
         for service, command in calls
     }
 
-    assert len(actions) >= 2, f"only {calls} are called: read wrongly"
+    assert len(actions) >= 2, f"found only {calls}"
     assert actions <= {action for action, _ in grants(stack.properties("SplitRole"))}
 
 
@@ -130,7 +124,7 @@ def test_an_instance_may_make_every_call_of_its_boot(stack: Stack) -> None:
         ("logs:PutLogEvents", LOG_STREAM),
     ],
 )
-def test_a_split_worker_may(stack: Stack, action: str, arn: str) -> None:
+def test_split_role_allows(stack: Stack, action: str, arn: str) -> None:
     assert allows(stack.properties("SplitRole"), action, arn)
 
 
@@ -149,11 +143,11 @@ def test_a_split_worker_may(stack: Stack, action: str, arn: str) -> None:
         ("autoscaling:SetDesiredCapacity", GROUP),
     ],
 )
-def test_a_split_worker_may_not(stack: Stack, action: str, arn: str) -> None:
+def test_split_role_denies(stack: Stack, action: str, arn: str) -> None:
     assert not allows(stack.properties("SplitRole"), action, arn)
 
 
-def test_a_download_worker_sends_split_jobs_and_sees_no_segments(stack: Stack) -> None:
+def test_download_role_sends_split_jobs_and_reads_no_segments(stack: Stack) -> None:
     role = stack.properties("DownloadRole")
 
     assert allows(role, "sqs:ReceiveMessage", DOWNLOADS)
@@ -163,7 +157,7 @@ def test_a_download_worker_sends_split_jobs_and_sees_no_segments(stack: Stack) -
     assert not [arn for _, arn in grants(role) if arn.startswith(BUCKET)]
 
 
-def test_only_segments_of_this_account_are_written(stack: Stack) -> None:
+def test_split_role_is_limited_to_buckets_of_this_account(stack: Stack) -> None:
     statements = [
         statement
         for policy in stack.properties("SplitRole")["Policies"]
@@ -176,13 +170,13 @@ def test_only_segments_of_this_account_are_written(stack: Stack) -> None:
         assert statement["Condition"] == {"StringEquals": {"s3:ResourceAccount": "123456789012"}}
 
 
-def test_no_role_reaches_beyond_what_it_names(stack: Stack) -> None:
+def test_roles_name_each_action_and_resource(stack: Stack) -> None:
     for name, role in stack.of("AWS::IAM::Role").items():
-        assert "RoleName" not in role, "two stacks in two regions would clash"
-        assert not role.get("ManagedPolicyArns"), "AWS's policies allow more than we call, and change"
+        assert "RoleName" not in role, "stacks of two regions would conflict"
+        assert not role.get("ManagedPolicyArns"), "AWS's policies allow more than the worker calls, and change"
         for action, arn in grants(role):
             assert "*" not in action, f"{name}: {action}"
-            assert arn != "*" or action in NAMED_BY_AWS_ALONE, f"{name}: {action} on everything"
+            assert arn != "*", f"{name}: {action}"
 
 
 def test_only_ec2_assumes_a_role_and_no_role_reaches_another_service(stack: Stack) -> None:
@@ -192,17 +186,19 @@ def test_only_ec2_assumes_a_role_and_no_role_reaches_another_service(stack: Stac
         ], name
         assert _actions(role, ("ssm", "logs")) <= {"ssm:GetParameter", "logs:CreateLogStream", "logs:PutLogEvents"}
         assert {action.split(":")[0] for action, _ in grants(role)} <= {*SERVICES, "ssm", "logs"}, name
-    assert not {kind for kind in TYPES_OF_POLICIES if stack.of(kind)}, "a policy apart from its role is not read here"
+    assert not {kind for kind in POLICY_TYPES if stack.of(kind)}, "this test reads only the policies inside roles"
 
 
-def test_each_kind_of_worker_has_a_role_of_its_own(stack: Stack) -> None:
+def test_each_kind_of_worker_has_its_own_role(stack: Stack) -> None:
     (profile,) = stack.of("AWS::IAM::InstanceProfile").values()
 
     assert set(stack.of("AWS::IAM::Role")) == {"SplitRole", "DownloadRole"}
-    assert profile["Roles"] == ["<SplitRole>"], "no instance has the role of a worker that is not built"
+    assert profile["Roles"] == ["<SplitRole>"], "no instance has the role of the download worker, which does not exist"
+    launch = stack.properties("SplitTemplate")["LaunchTemplateData"]
+    assert launch["IamInstanceProfile"] == {"Arn": "<SplitProfile.Arn>"}
 
 
-def test_the_role_names_the_group_that_there_is(template: dict[str, Any]) -> None:
+def test_split_role_names_the_group_of_the_stack(template: dict[str, Any]) -> None:
     group = resolve(template, ESSENTIAL).properties("SplitGroup")["AutoScalingGroupName"]
 
     assert GROUP.endswith(f"/{group}")

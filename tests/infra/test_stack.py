@@ -1,4 +1,4 @@
-"""The stack, made, changed and deleted on two emulators. What neither makes is put to the API that it is meant for."""
+"""The stack, created, updated and deleted on two emulators. What both skip is sent to the API of its service."""
 
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -17,13 +17,12 @@ from tests.support.waiting import wait_until
 
 @pytest.fixture(scope="module", params=["moto", "ministack_cloud"])
 def cloud(request: pytest.FixtureRequest) -> Cloud:
-    """One emulator after the other."""
     cloud: Cloud = request.getfixturevalue(request.param)
     return cloud
 
 
 def _parameters(name: str, **given: str) -> dict[str, str]:
-    """Return parameters for all that a stack can make, under names that no other stack on the same emulator has."""
+    """Return parameters of a stack with all resources, under names that are unique on an emulator."""
     own = {
         "Environment": name,
         "OutputBucket": f"{name}-segments",
@@ -34,7 +33,7 @@ def _parameters(name: str, **given: str) -> dict[str, str]:
 
 
 async def _apply(cloud: Cloud, name: str, kind: str, parameters: Mapping[str, str]) -> None:
-    """Create or update a stack, as bin/deploy does: by a change set. Fails with CloudFormation's reason."""
+    """Create or update a stack through a change set, as bin/deploy does."""
     async with cloud.client("cloudformation") as cloudformation:
         change_set = {"StackName": name, "ChangeSetName": kind.lower()}
         await cloudformation.create_change_set(
@@ -47,12 +46,12 @@ async def _apply(cloud: Cloud, name: str, kind: str, parameters: Mapping[str, st
         await cloudformation.get_waiter("change_set_create_complete").wait(**change_set, WaiterConfig={"Delay": 1})
         await cloudformation.execute_change_set(**change_set)
 
-        async def settled() -> str | None:
+        async def final_status() -> str | None:
             (stack,) = (await cloudformation.describe_stacks(StackName=name))["Stacks"]
             status: str = stack["StackStatus"]
             return None if status.endswith("_IN_PROGRESS") else status
 
-        assert await wait_until(settled, what=f"stack {name}") == f"{kind}_COMPLETE"
+        assert await wait_until(final_status, what=f"stack {name}") == f"{kind}_COMPLETE"
 
 
 async def _delete(cloud: Cloud, name: str) -> None:
@@ -69,7 +68,7 @@ async def _stack(cloud: Cloud, name: str, **given: str) -> AsyncIterator[None]:
 
 
 async def _resources(cloud: Cloud, name: str) -> dict[str, str]:
-    """Return the physical ids of what was made; moto lists what it skipped, too, without a name."""
+    """Return the physical ids of the resources. Moto also lists those that it skips, without an id."""
     async with cloud.client("cloudformation") as cloudformation:
         answer = await cloudformation.describe_stack_resources(StackName=name)
     return {
@@ -79,20 +78,20 @@ async def _resources(cloud: Cloud, name: str) -> dict[str, str]:
     }
 
 
-async def test_it_is_created_whole(cloud: Cloud, stack: Stack) -> None:
+async def test_all_resources_are_created(cloud: Cloud, stack: Stack) -> None:
     async with _stack(cloud, "whole"):
-        made = set(await _resources(cloud, "whole"))
+        created = set(await _resources(cloud, "whole"))
 
-    assert made == set(stack.resources) - cloud.skips
+    assert created == set(stack.resources) - cloud.skips
 
 
-async def test_one_of_the_two_makes_everything_but_metric_math_and_the_budget(
+async def test_each_resource_except_metric_math_and_budget_is_created_by_one_emulator(
     moto: Cloud, ministack_cloud: Cloud
 ) -> None:
     assert moto.skips & ministack_cloud.skips == METRIC_MATH | {"Budget"}
 
 
-async def test_without_a_bucket_and_queues_of_its_own(cloud: Cloud, plain_stack: Stack) -> None:
+async def test_stack_uses_an_existing_bucket_and_existing_queues(cloud: Cloud, plain_stack: Stack) -> None:
     async with _stack(cloud, "first"):
         names = {
             "OutputBucket": "first-segments",
@@ -100,13 +99,13 @@ async def test_without_a_bucket_and_queues_of_its_own(cloud: Cloud, plain_stack:
             "DownloadQueueName": "first-download",
         }
         async with _stack(cloud, "second", CreateOutputBucket="false", CreateQueues="false", AlarmEmail="", **names):
-            made = set(await _resources(cloud, "second"))
+            created = set(await _resources(cloud, "second"))
 
     queues = set(plain_stack.of("AWS::SQS::Queue"))
-    assert made == set(plain_stack.resources) - queues - cloud.skips
+    assert created == set(plain_stack.resources) - queues - cloud.skips
 
 
-async def test_the_worker_finds_its_queues_there(cloud: Cloud) -> None:
+async def test_worker_opens_the_queues_of_the_stack(cloud: Cloud) -> None:
     async with _stack(cloud, "works"), cloud.client("sqs") as sqs:
         queue = await open_queue(sqs, "works-split", Retry(timeout_s=5, max_wait_s=1))
         await queue.send(["a job"])
@@ -118,32 +117,32 @@ async def test_the_worker_finds_its_queues_there(cloud: Cloud) -> None:
         assert (await queue.depth()).empty
 
 
-async def test_queues_keep_and_hide_as_the_template_says(cloud: Cloud, stack: Stack) -> None:
-    async with _stack(cloud, "keeps"), cloud.client("sqs") as sqs:
-        for logical_name, url in (await _resources(cloud, "keeps")).items():
+async def test_queues_have_the_retention_and_timeouts_of_the_template(cloud: Cloud, stack: Stack) -> None:
+    async with _stack(cloud, "queues"), cloud.client("sqs") as sqs:
+        for logical_name, url in (await _resources(cloud, "queues")).items():
             if logical_name not in stack.of("AWS::SQS::Queue"):
                 continue
             attributes = (await sqs.get_queue_attributes(QueueUrl=url, AttributeNames=["All"]))["Attributes"]
-            written = stack.properties(logical_name)
+            properties = stack.properties(logical_name)
             for attribute in ("MessageRetentionPeriod", "VisibilityTimeout", "ReceiveMessageWaitTimeSeconds"):
-                assert attributes[attribute] == str(written.get(attribute, attributes[attribute]))
+                assert attributes[attribute] == str(properties.get(attribute, attributes[attribute]))
             assert attributes["SqsManagedSseEnabled"] == "true"
 
 
-async def test_an_instance_would_be_launched_as_the_template_says(cloud: Cloud, stack: Stack) -> None:
+async def test_launch_template_is_created_with_the_image_looked_up(cloud: Cloud, stack: Stack) -> None:
     async with _stack(cloud, "launches"), cloud.client("ec2") as ec2:
         template_id = (await _resources(cloud, "launches"))["SplitTemplate"]
         answer = await ec2.describe_launch_template_versions(LaunchTemplateId=template_id)
 
-    launched = answer["LaunchTemplateVersions"][0]["LaunchTemplateData"]
-    written = stack.properties("SplitTemplate")["LaunchTemplateData"]
-    assert launched["ImageId"].startswith("ami-"), "the SSM parameter was not looked up"
-    assert launched["InstanceInitiatedShutdownBehavior"] == written["InstanceInitiatedShutdownBehavior"]
-    assert launched["MetadataOptions"]["HttpTokens"] == "required"
-    assert launched["BlockDeviceMappings"] == written["BlockDeviceMappings"]
+    created = answer["LaunchTemplateVersions"][0]["LaunchTemplateData"]
+    declared = stack.properties("SplitTemplate")["LaunchTemplateData"]
+    assert created["ImageId"].startswith("ami-"), "the SSM parameter was not looked up"
+    assert created["InstanceInitiatedShutdownBehavior"] == declared["InstanceInitiatedShutdownBehavior"]
+    assert created["MetadataOptions"]["HttpTokens"] == "required"
+    assert created["BlockDeviceMappings"] == declared["BlockDeviceMappings"]
 
 
-async def test_an_update_takes_a_new_release_and_a_wider_link(cloud: Cloud) -> None:
+async def test_update_changes_release_and_maximum_size(cloud: Cloud) -> None:
     async with _stack(cloud, "updates", SourceLinkMbps="300"), cloud.client("autoscaling") as autoscaling:
         before = await _resources(cloud, "updates")
         wider = _parameters("updates", SourceLinkMbps="1000", ArtifactSha256="0" * 64)
@@ -155,20 +154,20 @@ async def test_an_update_takes_a_new_release_and_a_wider_link(cloud: Cloud) -> N
         assert (group["MinSize"], group["MaxSize"]) == (0, 24)
 
 
-async def test_a_delete_keeps_segments_and_queues(ministack_cloud: Cloud) -> None:
+async def test_delete_retains_bucket_and_queues(ministack_cloud: Cloud) -> None:
     async with _stack(ministack_cloud, "deleted"):
         pass
 
     async with ministack_cloud.client("s3") as s3, ministack_cloud.client("sqs") as sqs:
         await s3.head_bucket(Bucket="deleted-segments")
-        kept = (await sqs.list_queues(QueueNamePrefix="deleted-"))["QueueUrls"]
-    assert len(kept) == 4
+        retained = (await sqs.list_queues(QueueNamePrefix="deleted-"))["QueueUrls"]
+    assert len(retained) == 4
     async with ministack_cloud.client("autoscaling") as autoscaling:
         answer = await autoscaling.describe_auto_scaling_groups(AutoScalingGroupNames=["deleted-split"])
     assert answer["AutoScalingGroups"] == []
 
 
-async def test_cloudwatch_takes_the_alarms_on_expressions(moto: Cloud, stack: Stack) -> None:
+async def test_cloudwatch_accepts_the_alarms_with_metric_math(moto: Cloud, stack: Stack) -> None:
     async with moto.client("cloudwatch") as cloudwatch:
         for name in sorted(METRIC_MATH):
             alarm = {**stack.properties(name), "AlarmActions": []}
@@ -180,8 +179,8 @@ async def test_cloudwatch_takes_the_alarms_on_expressions(moto: Cloud, stack: St
     assert all(each["Metrics"] for each in described)
 
 
-async def test_autoscaling_takes_the_hooks(moto: Cloud, stack: Stack) -> None:
-    # Neither emulator reads the hooks inside of a group.
+async def test_autoscaling_accepts_the_lifecycle_hooks(moto: Cloud, stack: Stack) -> None:
+    # Both emulators ignore hooks inside a group.
     async with _stack(moto, "hooked"), moto.client("autoscaling") as autoscaling:
         for hook in stack.properties("SplitGroup")["LifecycleHookSpecificationList"]:
             await autoscaling.put_lifecycle_hook(AutoScalingGroupName="hooked-split", **hook)
@@ -190,7 +189,7 @@ async def test_autoscaling_takes_the_hooks(moto: Cloud, stack: Stack) -> None:
     assert sorted(hook["LifecycleHookName"] for hook in answer["LifecycleHooks"]) == ["join", "leave"]
 
 
-async def test_budgets_takes_the_budget(moto: Cloud, stack: Stack) -> None:
+async def test_budgets_accepts_the_budget(moto: Cloud, stack: Stack) -> None:
     properties: dict[str, Any] = stack.properties("Budget")
     limit = properties["Budget"]["BudgetLimit"]
     budget = {**properties["Budget"], "BudgetLimit": {**limit, "Amount": str(limit["Amount"])}}

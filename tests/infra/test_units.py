@@ -1,4 +1,4 @@
-"""The units as systemd reads them: free of mistakes, and closed but for what a worker needs."""
+"""The units as systemd reads them: valid, and sandboxed except for what a worker needs."""
 
 import re
 import shutil
@@ -13,8 +13,8 @@ from stt_async.worker.watchdog import EXTRA_STOP_S
 
 UNITS = sorted((ROOT / "infra/units").glob("*.service"))
 WORKER = ROOT / "infra/units/stt-async.service"
-HIGHEST_EXPOSURE = 20
-"""2.0 of 10, as `systemd-analyze security` wants it said."""
+MAX_EXPOSURE = 20
+"""2.0 of 10, in the unit of `systemd-analyze security --threshold`."""
 
 ANALYZE = shutil.which("systemd-analyze") or ""
 
@@ -26,8 +26,8 @@ def directive(name: str) -> str:
     return str(value)
 
 
-def test_systemd_finds_no_mistake_in_them(tmp_path: Path) -> None:
-    # A root with the programs that the units name, and systemd's own units.
+def test_systemd_verifies_the_units(tmp_path: Path) -> None:
+    # A root folder with the programs that the units name, and systemd's units.
     home = tmp_path / "opt/stt-async"
     for program in (home / "venv/bin/stt-async", home / "fetch-secrets.sh", home / "end-instance.sh"):
         program.parent.mkdir(parents=True, exist_ok=True)
@@ -49,9 +49,9 @@ def test_systemd_finds_no_mistake_in_them(tmp_path: Path) -> None:
     assert (complaints, done.returncode) == ([], 0)
 
 
-def test_the_worker_is_exposed_to_little(tmp_path: Path) -> None:
+def test_worker_unit_has_low_exposure(tmp_path: Path) -> None:
     done = subprocess.run(
-        [ANALYZE, "security", "--offline=yes", f"--threshold={HIGHEST_EXPOSURE}", str(WORKER)],
+        [ANALYZE, "security", "--offline=yes", f"--threshold={MAX_EXPOSURE}", str(WORKER)],
         capture_output=True,
         text=True,
         check=False,
@@ -60,12 +60,12 @@ def test_the_worker_is_exposed_to_little(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout
 
 
-def test_it_has_the_time_that_a_drain_takes() -> None:
+def test_stop_timeout_covers_a_drain() -> None:
     drain_s = Settings.model_fields["drain_timeout_s"].default
     assert int(directive("TimeoutStopSec")) >= drain_s + EXTRA_STOP_S
 
 
-def test_no_secret_is_in_its_environment() -> None:
+def test_secrets_are_credentials_not_environment_variables() -> None:
     assert "SECRET" not in directive("Environment")
     assert re.findall(r"^LoadCredential=(stt_\w+):", WORKER.read_text(), re.MULTILINE) == [
         "stt_minio_access_key",

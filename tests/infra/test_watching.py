@@ -1,4 +1,4 @@
-"""Alarms, dashboard, budget and tags: all of them about what there is."""
+"""Alarms, dashboard, budget and tags refer to metrics and resources that exist."""
 
 import json
 from collections.abc import Iterator
@@ -20,10 +20,13 @@ METRICS_OF_AWS = {
         "NumberOfMessagesReceived",
     },
 }
-"""Those that AWS emits by itself, from the guide of each service. A group's own come by `MetricsCollection` alone."""
+"""Metrics that AWS always emits. Those of a group come only with `MetricsCollection`.
+
+https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/sqs-available-cloudwatch-metrics.html
+"""
 
 Used = tuple[str, str, dict[str, str]]
-"""Namespace, name and dimensions of a metric that somebody looks at."""
+"""Namespace, name and dimensions of a metric that an alarm, policy or dashboard uses."""
 
 
 def _of_specification(metric: dict[str, Any]) -> Used:
@@ -62,7 +65,7 @@ def _used(stack: Stack) -> list[Used]:
     return [used for kind, read in kinds.items() for each in stack.of(kind).values() for used in read(each)]
 
 
-def test_every_metric_that_is_looked_at_is_emitted(stack: Stack) -> None:
+def test_every_used_metric_is_emitted(stack: Stack) -> None:
     (collected,) = stack.properties("SplitGroup")["MetricsCollection"]
     emitted = METRICS_OF_AWS | {"AWS/AutoScaling": set(collected["Metrics"]), NAMESPACE: set(EMITTED)}
 
@@ -72,7 +75,7 @@ def test_every_metric_that_is_looked_at_is_emitted(stack: Stack) -> None:
     assert [(namespace, name) for namespace, name, _ in used if name not in emitted[namespace]] == []
 
 
-def test_every_metric_is_looked_at_by_the_dimensions_that_it_has(stack: Stack) -> None:
+def test_every_used_metric_has_the_right_dimensions(stack: Stack) -> None:
     queues = {name + end for name in ("stt-split-jobs", "stt-download-jobs") for end in ("", "-dlq")}
 
     for namespace, name, dimensions in _used(stack):
@@ -87,22 +90,22 @@ def test_every_metric_is_looked_at_by_the_dimensions_that_it_has(stack: Stack) -
                 assert tuple(dimensions.values()) == ("prod", "stt-split-jobs")
 
 
-def test_every_group_metric_that_is_paid_for_is_looked_at(stack: Stack) -> None:
+def test_every_collected_group_metric_is_used(stack: Stack) -> None:
     (collected,) = stack.properties("SplitGroup")["MetricsCollection"]
 
     assert collected["Granularity"] == "1Minute"
     assert {name for namespace, name, _ in _used(stack) if namespace == "AWS/AutoScaling"} == set(collected["Metrics"])
 
 
-def test_every_alarm_tells_somebody_and_knows_what_silence_means(stack: Stack) -> None:
+def test_every_alarm_has_an_action_and_treats_missing_data_as_ok(stack: Stack) -> None:
     for name, alarm in stack.of("AWS::CloudWatch::Alarm").items():
         assert alarm["AlarmActions"], name
         assert set(alarm["AlarmActions"]) <= {"<Alarms>", "<FromZero>"}, name
-        assert alarm["TreatMissingData"] == "notBreaching", f"{name}: at zero nothing is emitted"
-        assert alarm["AlarmDescription"].endswith("."), f"{name} does not say what to do"
+        assert alarm["TreatMissingData"] == "notBreaching", f"{name}: a fleet of zero emits nothing"
+        assert alarm["AlarmDescription"].endswith("."), name
 
 
-def test_every_expression_names_the_metrics_beside_it(stack: Stack) -> None:
+def test_every_expression_uses_all_metrics_of_its_alarm_or_policy(stack: Stack) -> None:
     specifications = [each["Metrics"] for each in stack.of("AWS::CloudWatch::Alarm").values() if "Metrics" in each]
     tracking = stack.properties("ByBacklog")["TargetTrackingConfiguration"]["CustomizedMetricSpecification"]
 
@@ -134,39 +137,36 @@ def test_every_expression_names_the_metrics_beside_it(stack: Stack) -> None:
         ("DiskAlarm", {"ScratchUsed"}),
     ],
 )
-def test_there_is_an_alarm_for(stack: Stack, alarm: str, metrics: set[str]) -> None:
+def test_alarm_watches_its_metrics_and_notifies_operators(stack: Stack, alarm: str, metrics: set[str]) -> None:
     properties = stack.properties(alarm)
 
     assert {name for _, name, _ in _of_alarm(properties)} == metrics
     assert properties["AlarmActions"] == ["<Alarms>"]
 
 
-def test_jobs_that_are_about_to_expire_are_told_of_days_before(stack: Stack) -> None:
+def test_expiry_alarm_fires_a_day_before_jobs_expire(stack: Stack) -> None:
     alarm = stack.properties("ExpiryAlarm")
 
     assert alarm["Threshold"] + alarm["Period"] < stack.properties("SplitQueue")["MessageRetentionPeriod"] - 86_400
 
 
-def test_alarms_and_budget_may_be_told_and_without_tls_nobody_may(stack: Stack) -> None:
+def test_topic_accepts_alarms_and_budget_over_tls_only(stack: Stack) -> None:
     allowed, denied = stack.properties("AlarmsPolicy")["PolicyDocument"]["Statement"]
 
     assert allowed["Principal"] == {"Service": ["cloudwatch.amazonaws.com", "budgets.amazonaws.com"]}
     assert allowed["Condition"] == {"StringEquals": {"aws:SourceAccount": "123456789012"}}
     assert denied == {"Action": "sns:Publish", "Resource": "<Alarms>", **TLS_ONLY}
-    # CloudWatch cannot use the key alias/aws/sns: alarms would be lost without a word.
+    # CloudWatch cannot use the key alias/aws/sns: alarms would be lost silently.
     assert "KmsMasterKeyId" not in stack.properties("Alarms")
 
 
-def test_an_address_hears_of_them(stack: Stack, plain_stack: Stack) -> None:
-    assert stack.properties("AlarmsByEmail") == {
-        "TopicArn": "<Alarms>",
-        "Protocol": "email",
-        "Endpoint": SUBSCRIBER,
-    }
+def test_email_address_is_subscribed_if_given(stack: Stack, plain_stack: Stack) -> None:
+    subscription = {"TopicArn": "<Alarms>", "Protocol": "email", "Endpoint": SUBSCRIBER}
+    assert stack.properties("AlarmsByEmail") == subscription
     assert not plain_stack.of("AWS::SNS::Subscription")
 
 
-def test_the_budget_counts_what_bears_our_tag(stack: Stack) -> None:
+def test_budget_counts_the_project_tag_and_notifies_operators(stack: Stack) -> None:
     properties = stack.properties("Budget")
 
     assert properties["Budget"]["CostFilters"] == {"TagKeyValue": ["user:Project$stt-async"]}
@@ -177,21 +177,22 @@ def test_the_budget_counts_what_bears_our_tag(stack: Stack) -> None:
         assert each["Subscribers"] == [{"SubscriptionType": "SNS", "Address": "<Alarms>"}]
 
 
-COSTS_NOTHING = {
+WITHOUT_TAGS = {
     "AWS::AutoScaling::ScalingPolicy",
     "AWS::Budgets::Budget",
+    "AWS::CloudWatch::Dashboard",
     "AWS::IAM::InstanceProfile",
     "AWS::S3::BucketPolicy",
     "AWS::SNS::Subscription",
     "AWS::SNS::TopicPolicy",
     "AWS::SQS::QueuePolicy",
 }
-UNTAGGABLE = {"AWS::CloudWatch::Dashboard"}
+"""Free of charge, except the dashboard, which cannot have tags."""
 
 
-def test_everything_that_costs_bears_our_tags(stack: Stack) -> None:
+def test_every_resource_with_a_price_is_tagged(stack: Stack) -> None:
     for name, resource in stack.resources.items():
-        if resource["Type"] in COSTS_NOTHING | UNTAGGABLE:
+        if resource["Type"] in WITHOUT_TAGS:
             continue
         properties = resource["Properties"]
         specifications = [*properties.get("TagSpecifications", []), *_instance_tags(properties)]
@@ -202,7 +203,7 @@ def test_everything_that_costs_bears_our_tags(stack: Stack) -> None:
             assert (values["Project"], values["Environment"]) == ("stt-async", "prod"), name
 
 
-def test_instances_and_their_disks_are_tagged(stack: Stack) -> None:
+def test_instances_and_their_volumes_are_tagged(stack: Stack) -> None:
     kinds = [each["ResourceType"] for each in _instance_tags(stack.properties("SplitTemplate"))]
 
     assert kinds == ["instance", "volume"]
@@ -213,11 +214,11 @@ def _instance_tags(properties: dict[str, Any]) -> list[dict[str, Any]]:
     return tags
 
 
-def test_a_stack_of_the_same_name_in_another_region_does_not_clash(stack: Stack) -> None:
-    # Both are named once for all regions of an account.
+def test_stacks_of_the_same_name_in_two_regions_do_not_conflict(stack: Stack) -> None:
+    # These names are unique across all regions of an account.
     assert stack.properties("Budget")["Budget"]["BudgetName"].endswith("us-east-1")
     assert stack.properties("Dashboard")["DashboardName"].endswith("us-east-1")
 
 
-def test_logs_are_kept_for_a_time_that_somebody_chose(stack: Stack) -> None:
+def test_logs_are_kept_for_30_days(stack: Stack) -> None:
     assert stack.properties("Logs")["RetentionInDays"] == 30
