@@ -82,7 +82,7 @@ async def test_a_worker_that_stands_still_for_half_a_minute_loses_no_lease_and_t
         PYTHONPATH=str(tmp_path),
         **systemd.environment(),
     )
-    await systemd.hears("READY=1")
+    await systemd.wait_for("READY=1")
     source.hold("down", after=0)
     await site.put_recordings({"a.wav": speech})
     await site.send(site.job("a.wav"))
@@ -99,7 +99,7 @@ async def test_a_worker_that_stands_still_for_half_a_minute_loses_no_lease_and_t
     [late] = await worker.wait_for("heartbeat_late")
     assert metrics_of(lag)["LoopLag"] > STILL_S - 1
     assert metrics_of(late)["HeartbeatLate"] > VISIBILITY_TIMEOUT_S / 10
-    await systemd.hears("WATCHDOG=1", count=signs_of_life + 2)
+    await systemd.wait_for("WATCHDOG=1", count=signs_of_life + 2)
     source.release()
     [done] = await worker.wait_for("job_succeeded")
     assert done["receive_count"] == 1

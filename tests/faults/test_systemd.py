@@ -27,8 +27,8 @@ async def test_ready_comes_after_preflight_and_stopping_with_the_stop(
     await source.holding.wait()
     assert systemd.lines() == STARTING
     source.release()
-    await systemd.hears("READY=1")
-    await systemd.hears("WATCHDOG=1", count=2)
+    await systemd.wait_for("READY=1")
+    await systemd.wait_for("WATCHDOG=1", count=2)
     assert "STOPPING=1" not in systemd.lines()
     assert any(line.startswith("STATUS=0 jobs held") for line in systemd.lines())
     worker.signal(signal.SIGTERM)
@@ -53,7 +53,7 @@ async def test_a_frozen_worker_gives_no_sign_of_life_tells_of_it_later_and_loses
     site = await open_site(visibility_timeout_s=VISIBILITY_TIMEOUT_S)
     source = await open_proxy(site.services.servers.objects.url)
     worker = await start_worker(site, STT_MINIO_ENDPOINT=source.endpoint, **systemd.environment())
-    await systemd.hears("READY=1")
+    await systemd.wait_for("READY=1")
     source.hold("down", after=0)
     await site.put_recordings({"a.wav": speech})
     await site.send(site.job("a.wav"))
@@ -64,9 +64,9 @@ async def test_a_frozen_worker_gives_no_sign_of_life_tells_of_it_later_and_loses
     # What systemd does: it waits for its timeout. Then it would end this worker.
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(WATCHDOG_S):
-            await systemd.hears("WATCHDOG=1", count=before + 1)
+            await systemd.wait_for("WATCHDOG=1", count=before + 1)
     worker.signal(signal.SIGCONT)
-    await systemd.hears("WATCHDOG=1", count=before + 2)
+    await systemd.wait_for("WATCHDOG=1", count=before + 2)
     [lag] = await worker.wait_for("loop_lagged")
     assert lag["max_s"] > WATCHDOG_S / 2
     source.release()

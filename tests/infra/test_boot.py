@@ -1,4 +1,4 @@
-"""The release on a machine: from the template's user data to a worker at work, and every way that may end."""
+"""The boot of an instance: from the template's user data to a running worker, and every way in which it can fail."""
 
 import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -31,7 +31,7 @@ pytestmark = [
     pytest.mark.timeout(900),
 ]
 
-ANOTHER, MISSING = "0" * 64, "1" * 64
+MISMATCHED, MISSING = "0" * 64, "1" * 64
 COMPLETE, TERMINATE = "CompleteLifecycleAction", "TerminateInstanceInAutoScalingGroup"
 
 Furnished = Callable[..., Path]
@@ -48,29 +48,29 @@ def debian() -> Path:
 
 @pytest.fixture(scope="module")
 def _network(debian: Path, artifact: Artifact) -> Iterator[None]:
-    """Nothing but loopback: for these tests, their servers and their machines."""
-    assert debian.is_dir(), "has to come from elsewhere first"
-    assert artifact.file.is_file(), "too"
+    """A network with loopback alone, for these tests, their servers and their machines."""
+    assert debian.is_dir(), "made before, as it is downloaded"
+    assert artifact.file.is_file(), "made before, as its wheels are downloaded"
     with nspawn.loopback_network():
         yield
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def servers(_network: None, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[LocalServers]:
-    """In place of those of the session: servers in the network of the machines."""
+    """Servers in the network of the machines, in place of those of the session."""
     async with local_servers(tmp_path_factory.mktemp("servers"), readable=["source-*"]) as running:
         yield running
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def _releases(servers: LocalServers, artifact: Artifact) -> None:
-    """A bucket with this release, and something under another's name; MinIO's key in the Parameter Store."""
+    """A bucket with this release and one whose bytes do not match its name; MinIO's key in the Parameter Store."""
     keys = servers.objects.owner
     async with s3_client(servers.objects.url, keys) as s3:
         await s3.create_bucket(Bucket=RELEASES)
         with artifact.file.open("rb") as release:
             await s3.put_object(Bucket=RELEASES, Key=f"releases/{artifact.sha256}.tar.gz", Body=release)
-        await s3.put_object(Bucket=RELEASES, Key=f"releases/{ANOTHER}.tar.gz", Body=b"not what its name says")
+        await s3.put_object(Bucket=RELEASES, Key=f"releases/{MISMATCHED}.tar.gz", Body=b"other bytes")
     ssm_client = aioboto3.Session().client(
         "ssm",
         endpoint_url=servers.queues_url,
@@ -101,7 +101,7 @@ async def _metadata(servers: LocalServers) -> AsyncIterator[None]:
 
 @pytest.fixture
 def furnished(site: Site, autoscaling: FakeAutoScaling, _metadata: None, tmp_path: Path) -> Furnished:
-    """A function that returns the disk of a machine that will find this test's services: `furnished(STT_…="…")`."""
+    """A function that returns a disk with the addresses of this test's services: `furnished(STT_…="…")`."""
 
     def disk(**settings: str) -> Path:
         furnish(tmp_path / "disk", site.services, autoscaling.port, **settings)
@@ -112,14 +112,14 @@ def furnished(site: Site, autoscaling: FakeAutoScaling, _metadata: None, tmp_pat
 
 @pytest_asyncio.fixture
 async def plain_machine(furnished: Furnished, _releases: None, debian: Path, tmp_path: Path) -> AsyncIterator[Machine]:
-    """A machine as its image is: nothing of ours is there."""
+    """A machine booted from the plain image."""
     async with booted([debian], furnished(), tmp_path / "log") as machine:
         yield machine
 
 
 @dataclass(frozen=True)
 class FirstBoot:
-    """What came of the user data; the disk afterwards."""
+    """The result of the user data, and the disk afterwards."""
 
     done: Done
     disk: Path
@@ -130,7 +130,7 @@ class FirstBoot:
 async def first_boot(
     servers: LocalServers, _releases: None, debian: Path, artifact: Artifact, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[FirstBoot]:
-    """Run the user data on a plain machine, once; other machines start from its disk."""
+    """Run the user data on a plain machine, once. Other machines boot from its disk."""
     folder = tmp_path_factory.mktemp("first-boot")
     services = await open_services(
         servers, source_bucket="source-first", output_bucket="first", split_queue="first", visibility_timeout_s=30
@@ -143,61 +143,61 @@ async def first_boot(
                 await machine.run("systemctl", "poweroff")
             await machine.wait_until_off()
     yield FirstBoot(done, folder / "disk", group)
-    shutil.rmtree(folder)  # a gigabyte, which pytest would keep
+    shutil.rmtree(folder)  # a gigabyte, which pytest would keep for its last three runs
 
 
 @pytest_asyncio.fixture
 async def start_instance(
     furnished: Furnished, first_boot: FirstBoot, debian: Path, tmp_path: Path
 ) -> AsyncIterator[StartInstance]:
-    """A function that boots an installed machine, whose worker starts by itself: `await start_instance(STT_…="…")`."""
+    """A function that boots a machine with the release installed: `await start_instance(STT_…="…")`."""
     assert first_boot.done.returncode == 0, first_boot.done.output
     async with AsyncExitStack() as stack:
 
-        async def started(**settings: str) -> Instance:
+        async def start(**settings: str) -> Instance:
             machine = booted([first_boot.disk, debian], furnished(**settings), tmp_path / "log")
             return Instance(await stack.enter_async_context(machine))
 
-        yield started
+        yield start
 
 
-def test_the_user_data_ends_with_a_worker_at_work(first_boot: FirstBoot) -> None:
+def test_user_data_starts_a_worker_that_completes_the_launch(first_boot: FirstBoot) -> None:
     assert first_boot.done.returncode == 0, first_boot.done.output
-    assert "boot: is at work" in first_boot.done.output
-    [joined] = first_boot.group.of(COMPLETE)
-    assert (joined["InstanceId"], joined["LifecycleHookName"]) == (INSTANCE_ID, "join")
-    assert joined["LifecycleActionResult"] == "CONTINUE"
+    assert "boot: worker ready" in first_boot.done.output
+    [completed] = first_boot.group.of(COMPLETE)
+    assert (completed["InstanceId"], completed["LifecycleHookName"]) == (INSTANCE_ID, "join")
+    assert completed["LifecycleActionResult"] == "CONTINUE"
 
 
-def test_it_asks_the_distribution_for_python_and_the_shipper_alone(first_boot: FirstBoot) -> None:
-    [asked] = (first_boot.disk / "var/log/dnf").read_text().splitlines()
-    assert asked == "--assumeyes --quiet install python3.11 amazon-cloudwatch-agent logrotate"
+def test_boot_installs_three_packages_of_the_distribution(first_boot: FirstBoot) -> None:
+    [arguments] = (first_boot.disk / "var/log/dnf").read_text().splitlines()
+    assert arguments == "--assumeyes --quiet install python3.11 amazon-cloudwatch-agent logrotate"
 
 
-def test_what_the_worker_logs_is_where_the_shipper_looks(first_boot: FirstBoot) -> None:
+def test_cloudwatch_agent_ships_the_log_of_the_worker(first_boot: FirstBoot) -> None:
     configured = orjson.loads((first_boot.disk / "etc/stt-async/cloudwatch-agent.json").read_bytes())
     [shipped] = configured["logs"]["logs_collected"]["files"]["collect_list"]
     assert shipped["log_group_name"] == LOG_GROUP
     lines = (first_boot.disk / shipped["file_path"].lstrip("/")).read_bytes().splitlines()
     events = [orjson.loads(line)["event"] for line in lines if line.startswith(b"{")]
     assert "worker_started" in events
-    [called] = (first_boot.disk / "var/log/amazon-cloudwatch-agent-ctl").read_text().splitlines()
-    assert called == "-a fetch-config -m ec2 -s -c file:/etc/stt-async/cloudwatch-agent.json"
+    [arguments] = (first_boot.disk / "var/log/amazon-cloudwatch-agent-ctl").read_text().splitlines()
+    assert arguments == "-a fetch-config -m ec2 -s -c file:/etc/stt-async/cloudwatch-agent.json"
 
 
-@pytest.mark.parametrize(("sha256", "complaint"), [(ANOTHER, "FAILED"), (MISSING, "404")], ids=["another", "missing"])
-async def test_a_release_that_is_not_the_one_is_not_run_and_ends_the_instance(
-    site: Site, plain_machine: Machine, tmp_path: Path, sha256: str, complaint: str
+@pytest.mark.parametrize(("sha256", "error"), [(MISMATCHED, "FAILED"), (MISSING, "404")], ids=["mismatched", "missing"])
+async def test_mismatched_or_missing_release_is_not_run_and_ends_the_instance(
+    site: Site, plain_machine: Machine, tmp_path: Path, sha256: str, error: str
 ) -> None:
     done = await _run_user_data(plain_machine, user_data(site.services, sha256))
     assert done.returncode != 0
-    assert complaint in done.output
+    assert error in done.output
     await plain_machine.wait_until_off()
     assert not (tmp_path / "disk/opt/stt-async").exists()
     assert not (tmp_path / "disk/var/log/dnf").exists()
 
 
-async def test_a_boot_that_fails_ends_the_instance(
+async def test_failed_boot_abandons_the_launch_and_ends_the_instance(
     site: Site, plain_machine: Machine, artifact: Artifact, autoscaling: FakeAutoScaling
 ) -> None:
     (plain_machine.root / "usr/local/bin/dnf").write_text("#!/bin/sh\necho no such package >&2; exit 1\n")
@@ -209,7 +209,7 @@ async def test_a_boot_that_fails_ends_the_instance(
     assert (abandoned["InstanceId"], abandoned["LifecycleActionResult"]) == (INSTANCE_ID, "ABANDON")
 
 
-async def test_the_boot_script_may_be_run_again(start_instance: StartInstance) -> None:
+async def test_boot_script_can_run_again(start_instance: StartInstance) -> None:
     instance = await start_instance()
     await instance.wait_until_active()
     made_from = instance.machine.root / "opt/stt-async/venv/.made-from"
@@ -221,7 +221,7 @@ async def test_the_boot_script_may_be_run_again(start_instance: StartInstance) -
     await instance.wait_for("worker_started", count=2)
 
 
-async def test_a_job_goes_through_at_full_speed_and_no_secret_is_in_any_environment(
+async def test_job_runs_at_full_speed_without_a_secret_in_any_environment(
     site: Site, start_instance: StartInstance, speech: Path
 ) -> None:
     instance = await start_instance()
@@ -230,18 +230,18 @@ async def test_a_job_goes_through_at_full_speed_and_no_secret_is_in_any_environm
     await instance.wait_for("job_succeeded")
     assert list(await site.manifests()) == ["a.wav"]
     await wait_until(site.is_drained, what="the message to be deleted")
-    said = (instance.machine.root / JOURNAL).read_text()
-    assert "Error in cpuinfo" not in said, "torch cannot see what the CPU can do"
-    assert "NNPACK" not in said, "too"
+    log = (instance.machine.root / JOURNAL).read_text()
+    assert "Error in cpuinfo" not in log, "torch cannot read the features of the CPU"
+    assert "NNPACK" not in log, "torch cannot read the features of the CPU"
     secret = site.services.servers.objects.reader.secret_key
     environments = await instance.machine.run("sh", "-c", "cat /proc/[0-9]*/environ")
     assert "STT_SCRATCH_DIR" in environments.output
     assert secret not in environments.output
-    kept = await instance.machine.run("stat", "--format=%a %U", "/run/stt-async", "/run/stt-async/secret-key")
-    assert kept.output.split() == ["700", "root", "600", "root"]
+    modes = await instance.machine.run("stat", "--format=%a %U", "/run/stt-async", "/run/stt-async/secret-key")
+    assert modes.output.split() == ["700", "root", "600", "root"]
 
 
-async def test_a_stop_drains_gives_back_and_leaves_nothing(
+async def test_stop_drains_releases_the_job_and_empties_scratch(
     site: Site, start_instance: StartInstance, open_proxy: OpenProxy, speech: Path
 ) -> None:
     source = await open_proxy(site.services.servers.objects.url)
@@ -258,7 +258,7 @@ async def test_a_stop_drains_gives_back_and_leaves_nothing(
     assert (left.returncode, left.output) == (0, "")
 
 
-async def test_a_worker_that_is_killed_is_started_again_with_a_fresh_key(
+async def test_killed_worker_is_restarted_with_a_fresh_key(
     site: Site, start_instance: StartInstance, speech: Path
 ) -> None:
     instance = await start_instance()
@@ -272,30 +272,28 @@ async def test_a_worker_that_is_killed_is_started_again_with_a_fresh_key(
     await instance.wait_for("job_succeeded")
 
 
-async def test_a_worker_that_is_frozen_is_started_again(
-    site: Site, start_instance: StartInstance, speech: Path
-) -> None:
+async def test_frozen_worker_is_restarted(site: Site, start_instance: StartInstance, speech: Path) -> None:
     instance = await start_instance()
     await instance.wait_until_active()
     await instance.signal("STOP")
     await instance.wait_until_active(restarts=1)
-    why = await instance.machine.run("journalctl", "--boot", f"--unit={WORKER}")
-    assert "Watchdog timeout" in why.output
+    journal = await instance.machine.run("journalctl", "--boot", f"--unit={WORKER}")
+    assert "Watchdog timeout" in journal.output
     await site.put_recordings({"a.wav": speech})
     await site.send(site.job("a.wav"))
     await instance.wait_for("job_succeeded")
 
 
-async def test_without_work_it_ends_its_instance_and_stays_down(
+async def test_idle_worker_ends_its_instance_and_is_not_restarted(
     start_instance: StartInstance, autoscaling: FakeAutoScaling
 ) -> None:
     instance = await start_instance(STT_IDLE_TIMEOUT_S="2")
     await instance.wait_for("idle_terminated")
 
-    async def down() -> bool:
+    async def stopped() -> bool:
         return await instance.state() == ("inactive", "success", "0")
 
-    await wait_until(down, what="the worker to be down", timeout_s=60.0)
+    await wait_until(stopped, what="the worker to stop", timeout_s=60.0)
     assert autoscaling.of(TERMINATE) == [{"InstanceId": INSTANCE_ID, "ShouldDecrementDesiredCapacity": "true"}]
     assert [call["LifecycleHookName"] for call in autoscaling.of(COMPLETE)] == ["join", "leave"]
 
@@ -309,7 +307,7 @@ async def test_wrong_settings_end_the_instance_at_once(
     assert (tmp_path / "disk" / JOURNAL).read_text().count("STT_FORMAT") == 1
 
 
-async def test_a_worker_that_never_gets_ready_ends_the_instance(
+async def test_worker_that_fails_preflight_five_times_ends_the_instance(
     start_instance: StartInstance, autoscaling: FakeAutoScaling, tmp_path: Path
 ) -> None:
     instance = await start_instance(STT_OUTPUT_BUCKET="never-made")
@@ -319,6 +317,6 @@ async def test_a_worker_that_never_gets_ready_ends_the_instance(
 
 
 async def _run_user_data(machine: Machine, script: str) -> Done:
-    """Run it as cloud-init does: as root, from a file, when the machine is up."""
+    """Run user data as cloud-init does: as root, from a file, after the boot."""
     (machine.root / "var/lib/user-data").write_text(script)
     return await machine.run("bash", "/var/lib/user-data", timeout_s=600.0)

@@ -1,4 +1,4 @@
-"""Prints what a run over the whole corpus would look like: `python -m tests.simulation --help`."""
+"""Simulates a run over the whole corpus: `python -m tests.simulation --help`."""
 
 import random
 import sys
@@ -22,12 +22,12 @@ CORPUS = {
 """Recordings and hours of each collection, in the order in which they are split."""
 
 MBPS = 0.064
-"""Of a recording: 64 kbit/s."""
+"""Bit rate of a recording: 64 kbit/s."""
 
 
 def corpus(collections: list[str]) -> list[Recording]:
-    """Return recordings as many and as long as those of the collections, by halves shorter and longer."""
-    lengths = random.Random(0)  # noqa: S311 - to be repeated
+    """Return as many recordings as the collections have, with lengths from half to one and a half of their mean."""
+    lengths = random.Random(0)  # noqa: S311 - repeatable
     return [
         Recording(seconds, seconds * MBPS)
         for files, hours in (CORPUS[name] for name in collections)
@@ -36,37 +36,37 @@ def corpus(collections: list[str]) -> list[Recording]:
 
 
 def simulate(parameters: dict[str, str], recordings: list[Recording], *, interruptions_an_hour: float = 0.05) -> Run:
-    """Run the template, with these parameters, over recordings that are all sent at once.
+    """Simulate the template with these parameters. All recordings are sent at once.
 
     Raises:
-        ValueError: CloudFormation would refuse the parameters.
+        ValueError: CloudFormation would reject the parameters.
     """
     given = {"ArtifactBucket": "any", "ArtifactSha256": "0" * 64} | parameters
     template = load()
-    if said := refusals(template, given):
-        raise ValueError("; ".join(said))
+    if reasons := refusals(template, given):
+        raise ValueError("; ".join(reasons))
     stack = resolve(template, given)
     world = World(link_mbps=float(stack.parameters["SourceLinkMbps"]), interruptions_an_hour=interruptions_an_hour)
     return Simulation(Rules.of(stack), world, [(0.0, each) for each in recordings]).run()
 
 
 def main(
-    collections: Annotated[list[str] | None, typer.Argument(help=f"Of {', '.join(CORPUS)}; all, if none.")] = None,
-    parameter: Annotated[list[str] | None, typer.Option(help="NAME=VALUE of the template.")] = None,
-    every_minutes: Annotated[int, typer.Option(min=1, help="A line for so many.")] = 240,
-    interruptions_an_hour: Annotated[float, typer.Option(min=0, help="Of one instance.")] = 0.05,
+    collections: Annotated[list[str] | None, typer.Argument(help=f"Of {', '.join(CORPUS)}. (default: all)")] = None,
+    parameter: Annotated[list[str] | None, typer.Option(help="NAME=VALUE of a template parameter.")] = None,
+    every_minutes: Annotated[int, typer.Option(min=1, help="Minutes between two lines.")] = 240,
+    interruptions_an_hour: Annotated[float, typer.Option(min=0, help="Spot interruptions per instance.")] = 0.05,
 ) -> None:
     """Simulate the fleet over the corpus: backlog, instances and cost over time."""
     chosen = dict(each.partition("=")[::2] for each in parameter or [])
     try:
         run = simulate(chosen, corpus(collections or list(CORPUS)), interruptions_an_hour=interruptions_an_hour)
     except (KeyError, ValueError) as error:
-        typer.echo(f"no such collection or parameter: {error}", err=True)
+        typer.echo(f"unknown collection or wrong parameter: {error}", err=True)
         sys.exit(2)
     typer.echo(f"{'hour':>7} {'waiting':>8} {'in flight':>9} {'wanted':>6} {'in service':>10} {'US$':>7}")
     for minute in [*run.minutes[::every_minutes], run.minutes[-1]]:
         typer.echo(_line(minute))
-    typer.echo(f"{run.done} done, {run.given_back} given back in {run.interrupted} Spot interruptions")
+    typer.echo(f"{run.done} done, {run.released} released in {run.interrupted} Spot interruptions")
 
 
 def _line(minute: Minute) -> str:

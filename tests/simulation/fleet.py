@@ -1,4 +1,4 @@
-"""A queue, a fleet under the template's rules, and a link to MinIO that all share: as discrete events."""
+"""A discrete-event simulation of a queue, a fleet that follows the template's rules, and a shared link to MinIO."""
 
 import heapq
 import random
@@ -14,7 +14,7 @@ from tests.simulation.rules import TRACKING_PERIODS, Rules, evaluate
 from tests.simulation.world import INSTANCE_HOUR_USD, MINUTE_S, Minute, Recording, Run, World
 
 HORIZON_S = 14 * 86_400.0
-"""SQS keeps no message for longer."""
+"""The longest retention of SQS."""
 
 
 @dataclass(slots=True, eq=False)
@@ -22,7 +22,7 @@ class _Instance:
     launched_s: float
     in_service: bool = False
     receives: bool = False
-    gone: bool = False
+    ended: bool = False
     held: set[Recording] = field(default_factory=set)
     downloads: dict[Recording, Download] = field(default_factory=dict)
     to_download: deque[Recording] = field(default_factory=deque)
@@ -32,20 +32,20 @@ class _Instance:
 
 
 class Simulation:
-    """Runs once.
+    """One simulated run.
 
     Args:
-        rules: Of the template.
-        world: All else.
+        rules: The template's rules.
+        world: Everything else.
         arrivals: When each job is sent, in order.
-        seed: Of the interruptions.
+        seed: Seed of the random interruptions.
     """
 
     def __init__(self, rules: Rules, world: World, arrivals: Sequence[tuple[float, Recording]], seed: int = 0) -> None:
         self._rules = rules
         self._world = world
         self._arrivals = deque(arrivals)
-        self._random = random.Random(seed)  # noqa: S311 - to be repeated
+        self._random = random.Random(seed)  # noqa: S311 - repeatable
         self._run = Run()
         self._now_s = 0.0
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
@@ -58,10 +58,10 @@ class Simulation:
         self._above = 0
 
     def run(self) -> Run:
-        """Run until every job is done and every instance gone.
+        """Run until every job is done and every instance has ended.
 
         Raises:
-            TimeoutError: that has not happened in 14 days.
+            TimeoutError: that takes more than 14 simulated days.
         """
         if self._arrivals:
             self._at(self._arrivals[0][0], self._arrive)
@@ -72,14 +72,14 @@ class Simulation:
                 self._now_s = ends_s
                 self._downloaded(*self._link.end(ends_s))
                 continue
-            self._now_s, _, happens = heapq.heappop(self._timers)
+            self._now_s, _, event = heapq.heappop(self._timers)
             if self._now_s > HORIZON_S:
                 raise TimeoutError(f"after 14 days {len(self._visible)} jobs wait for {len(self._fleet)} instances")
-            happens()
+            event()
         return self._run
 
-    def _at(self, at_s: float, happens: Callable[[], None]) -> None:
-        heapq.heappush(self._timers, (at_s, next(self._order), happens))
+    def _at(self, at_s: float, event: Callable[[], None]) -> None:
+        heapq.heappush(self._timers, (at_s, next(self._order), event))
 
     # The queue
 
@@ -124,17 +124,17 @@ class Simulation:
     def _split_is_done(self, instance: _Instance, job: Recording) -> None:
         instance.splitting -= 1
         self._at(self._now_s + self._world.upload_s, partial(self._commit, instance, job))
-        if not instance.gone:
+        if not instance.ended:
             self._split(instance)
 
     def _commit(self, instance: _Instance, job: Recording) -> None:
-        if instance.gone:
+        if instance.ended:
             return
         instance.held.remove(job)
         self._run.done += 1
         self._receive(instance)
         if not instance.held:
-            self._await_idleness(instance)
+            self._start_idle_timer(instance)
 
     # An instance
 
@@ -145,7 +145,7 @@ class Simulation:
             self._at(self._now_s + self._world.boot_s, partial(self._serve, instance))
 
     def _serve(self, instance: _Instance) -> None:
-        if instance.gone:
+        if instance.ended:
             return
         instance.in_service = instance.receives = True
         if self._world.interruptions_an_hour:
@@ -153,14 +153,14 @@ class Simulation:
             self._at(self._now_s + lives_s, partial(self._notice, instance))
         self._receive(instance)
         if not instance.held:
-            self._await_idleness(instance)
+            self._start_idle_timer(instance)
 
-    def _await_idleness(self, instance: _Instance) -> None:
+    def _start_idle_timer(self, instance: _Instance) -> None:
         instance.idle_since_s = self._now_s
-        self._at(self._now_s + self._rules.idle_timeout_s, partial(self._leave, instance, self._now_s))
+        self._at(self._now_s + self._rules.idle_timeout_s, partial(self._end_if_idle, instance, self._now_s))
 
-    def _leave(self, instance: _Instance, idle_since_s: float) -> None:
-        if instance.gone or instance.held or instance.idle_since_s != idle_since_s:
+    def _end_if_idle(self, instance: _Instance, idle_since_s: float) -> None:
+        if instance.ended or instance.held or instance.idle_since_s != idle_since_s:
             return
         self._end(instance)
         self._desired -= 1
@@ -171,18 +171,18 @@ class Simulation:
         self._at(self._now_s + self._world.notice_s, partial(self._interrupt, instance))
 
     def _interrupt(self, instance: _Instance) -> None:
-        if not instance.gone:
+        if not instance.ended:
             self._run.interrupted += 1
             self._end(instance)
             self._launch()
 
     def _end(self, instance: _Instance) -> None:
-        instance.gone, instance.receives = True, False
+        instance.ended, instance.receives = True, False
         self._fleet.remove(instance)
         self._instance_s += self._now_s - instance.launched_s
         for download in instance.downloads.values():
-            self._link.give_up(self._now_s, download)
-        self._run.given_back += len(instance.held)
+            self._link.cancel(self._now_s, download)
+        self._run.released += len(instance.held)
         self._visible.extendleft(instance.held)
         self._offer()
 
@@ -193,8 +193,7 @@ class Simulation:
         inflight = sum(len(instance.held) for instance in self._fleet)
         alive_s = sum(self._now_s - instance.launched_s for instance in self._fleet)
         usd = (self._instance_s + alive_s) / 3600 * INSTANCE_HOUR_USD
-        stands = Minute(self._now_s, len(self._visible), inflight, self._desired, inservice, usd)
-        self._run.minutes.append(stands)
+        self._run.minutes.append(Minute(self._now_s, len(self._visible), inflight, self._desired, inservice, usd))
         metrics = self._metrics()
         self._wake(evaluate(self._rules.wake, metrics))
         self._track(evaluate(self._rules.backlog, metrics), metrics)
@@ -202,9 +201,9 @@ class Simulation:
             self._at(self._now_s + MINUTE_S, self._minute)
 
     def _metrics(self) -> Mapping[str, float | None]:
-        """Return what CloudWatch knows by now; nothing of a time before it knows anything."""
-        late = ceil(self._world.metric_delay_s / MINUTE_S)
-        known = self._run.minutes[-1 - late] if len(self._run.minutes) > late else None
+        """Return the metrics that CloudWatch has by now; None for those that it does not have yet."""
+        delay = ceil(self._world.metric_delay_s / MINUTE_S)
+        known = self._run.minutes[-1 - delay] if len(self._run.minutes) > delay else None
         queue_known = known if self._now_s >= self._world.first_metric_delay_s else None
         return {
             "visible": None if queue_known is None else queue_known.visible,
@@ -218,10 +217,10 @@ class Simulation:
             return
         adjustment = self._rules.step(value - self._rules.wake_threshold)
         if self._rules.adjustment == "ExactCapacity":
-            self._want(adjustment, "step")
-        else:  # instances that warm up count as what an earlier alarm has added
+            self._set_desired(adjustment, "step")
+        else:  # instances that warm up count towards the adjustment, as an earlier alarm has added them
             warm = sum(self._now_s - instance.launched_s >= self._rules.warmup_s for instance in self._fleet)
-            self._want(max(self._desired, warm + adjustment), "step")
+            self._set_desired(max(self._desired, warm + adjustment), "step")
 
     def _track(self, value: float | None, metrics: Mapping[str, float | None]) -> None:
         inservice = metrics["inservice"]
@@ -230,16 +229,16 @@ class Simulation:
         self._above = self._above + 1 if value > self._rules.target else 0
         enough = ceil(inservice * value / self._rules.target)
         if self._above >= TRACKING_PERIODS:
-            self._want(max(self._desired, enough), "tracking")
+            self._set_desired(max(self._desired, enough), "tracking")
         elif self._rules.scales_in and enough < self._desired:
-            self._want(enough, "tracking")
+            self._set_desired(enough, "tracking")
 
-    def _want(self, capacity: int, because: str) -> None:
+    def _set_desired(self, capacity: int, reason: str) -> None:
         capacity = min(capacity, self._rules.max_size)
         if capacity == self._desired:
             return
         self._desired = capacity
-        self._run.changes.append((self._now_s, because, capacity))
+        self._run.changes.append((self._now_s, reason, capacity))
         if not self._rules.protected:
             for instance in self._fleet[: max(0, len(self._fleet) - capacity)]:
                 self._run.busy_ended += bool(instance.held)

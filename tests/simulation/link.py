@@ -1,4 +1,4 @@
-"""A link that downloads share: each gets the same, and no connection more than it can take."""
+"""A link that concurrent downloads share equally, with a limit for each connection."""
 
 import heapq
 from dataclasses import dataclass
@@ -8,17 +8,17 @@ from typing import Any
 
 @dataclass(slots=True, eq=False)
 class Download:
-    """One on its way; `what` is the caller's."""
+    """A running download; `subject` is the caller's."""
 
-    what: Any
-    given_up: bool = False
+    subject: Any
+    cancelled: bool = False
 
 
 class Link:
-    """Processor sharing, without touching every download at every change.
+    """Processor sharing that does not update every download at every change.
 
-    As all get the same, `_served` counts what one download that was there from the beginning would have got. A download
-    of n megabits that begins at s ends when that count is s + n, whoever comes and goes meanwhile.
+    All downloads have the same rate, so `_served` counts the megabits of a download that runs from the beginning. A
+    download of n megabits that begins at count s ends at count s + n, however many others begin and end meanwhile.
     """
 
     def __init__(self, link_mbps: float, connection_mbps: float) -> None:
@@ -30,35 +30,33 @@ class Link:
         self._ends: list[tuple[float, int, Download]] = []
         self._order = count()
 
-    def begin(self, now_s: float, megabits: float, what: Any) -> Download:
-        """Begin one."""
+    def begin(self, now_s: float, megabits: float, subject: Any) -> Download:
         self._advance(now_s)
-        download = Download(what)
+        download = Download(subject)
         heapq.heappush(self._ends, (self._served + megabits, next(self._order), download))
         self._active += 1
         return download
 
-    def give_up(self, now_s: float, download: Download) -> None:
-        """End one that is on its way."""
+    def cancel(self, now_s: float, download: Download) -> None:
         self._advance(now_s)
-        download.given_up = True
+        download.cancelled = True
         self._active -= 1
 
     def next_end_s(self) -> float | None:
-        """Return when the next one ends, if nothing changes until then."""
-        while self._ends and self._ends[0][2].given_up:
+        """Return when the next download ends if nothing changes until then."""
+        while self._ends and self._ends[0][2].cancelled:
             heapq.heappop(self._ends)
         if not self._ends:
             return None
         return self._now_s + max(0.0, self._ends[0][0] - self._served) / self._rate_mbps()
 
     def end(self, now_s: float) -> Any:
-        """End the next one, and return what it was about."""
+        """End the next download and return its subject."""
         served, _, download = heapq.heappop(self._ends)
         self._advance(now_s)
         self._served = max(self._served, served)
         self._active -= 1
-        return download.what
+        return download.subject
 
     def _rate_mbps(self) -> float:
         return min(self._connection_mbps, self._link_mbps / self._active)

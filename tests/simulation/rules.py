@@ -1,4 +1,4 @@
-"""What the template decides about the size of the fleet, read from it."""
+"""The rules of the template that decide the size of the fleet."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -7,12 +7,12 @@ from typing import Any
 from tests.support.cloudformation import Stack
 
 TRACKING_PERIODS = 3
-"""Minutes above its target before target tracking acts: the alarm that AWS makes for it."""
+"""Minutes above the target before the alarm that AWS creates for target tracking fires."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rules:
-    """The group, and both of its policies."""
+    """The group and its two scaling policies."""
 
     max_size: int
     protected: bool
@@ -28,8 +28,8 @@ class Rules:
 
     @classmethod
     def of(cls, stack: Stack) -> "Rules":
-        """Read them."""
         group, alarm, step = (stack.properties(name) for name in ("SplitGroup", "FromZeroAlarm", "FromZero"))
+        steps = [(each["MetricIntervalLowerBound"], each["ScalingAdjustment"]) for each in step["StepAdjustments"]]
         tracking = stack.properties("ByBacklog")["TargetTrackingConfiguration"]
         return cls(
             max_size=int(group["MaxSize"]),
@@ -38,7 +38,7 @@ class Rules:
             wake=_expression(alarm["Metrics"]),
             wake_threshold=alarm["Threshold"],
             adjustment=step["AdjustmentType"],
-            steps=tuple((one["MetricIntervalLowerBound"], one["ScalingAdjustment"]) for one in step["StepAdjustments"]),
+            steps=tuple(steps),
             warmup_s=step["EstimatedInstanceWarmup"],
             backlog=_expression(tracking["CustomizedMetricSpecification"]["Metrics"]),
             target=float(tracking["TargetValue"]),
@@ -46,22 +46,22 @@ class Rules:
         )
 
     def step(self, breach: float) -> int:
-        """Return the adjustment of the step that a breach of the threshold falls into."""
+        """Return the adjustment for a breach of the threshold."""
         return [adjustment for lower, adjustment in self.steps if breach >= lower][-1]
 
 
 def evaluate(expression: str, metrics: Mapping[str, float | None]) -> float | None:
-    """Return the value of an expression of CloudWatch's metric math; None where a metric that it needs is missing."""
+    """Return the value of a CloudWatch metric math expression, or None if a metric that it needs is missing."""
     names: dict[str, Any] = {"FILL": _fill, "IF": _if, "__builtins__": {}}
     try:
-        value: float = eval(expression, names | dict(metrics))  # noqa: S307 - the template's, which is ours
+        value: float = eval(expression, names | dict(metrics))  # noqa: S307 - an expression of this project's template
     except TypeError:  # arithmetic with None
         return None
     return value
 
 
-def _fill(value: float | None, instead: float) -> float:
-    return instead if value is None else value
+def _fill(value: float | None, default: float) -> float:
+    return default if value is None else value
 
 
 def _if(condition: object, then: float, otherwise: float) -> float:

@@ -1,4 +1,4 @@
-"""What the template does not decide, and what comes of a run."""
+"""Inputs of a simulation that the template does not decide, and its results."""
 
 from dataclasses import dataclass, field
 
@@ -10,7 +10,7 @@ INSTANCE_HOUR_USD = 0.045 + 0.005 + 40 * 0.08 / 730
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Recording:
-    """What a job is about."""
+    """The recording of a job."""
 
     seconds: float
     megabits: float
@@ -18,33 +18,33 @@ class Recording:
 
 @dataclass(frozen=True, kw_only=True)
 class World:
-    """What the template does not decide."""
+    """Link, worker, delays and interruptions."""
 
     link_mbps: float
     connection_mbps: float = 3.5
     downloads: int = 12
     processes: int = 2
     split_speed: float = 400.0
-    """Times real time, of one process; 670 on a core of its own (docs/engine.md), and a vCPU is half of one."""
+    """Hours of audio that a process splits in an hour. 670 on a whole core (docs/engine.md); a vCPU is half of one."""
     upload_s: float = 3.0
     boot_s: float = 120.0
     metric_delay_s: float = MINUTE_S
     first_metric_delay_s: float = MINUTE_S
-    """Of a queue that nobody used before: up to 15 minutes."""
+    """Of a queue that was idle before: up to 15 minutes."""
     interruptions_an_hour: float = 0.05
-    """Of one instance."""
+    """Spot interruptions per instance."""
     notice_s: float = 100.0
-    """EC2 gives 120 s, of which the worker keeps 20."""
+    """From the notice to the end of the drain: EC2 gives 120 s, of which the worker reserves 20."""
 
     @property
     def slots(self) -> int:
-        """Jobs that an instance holds, as the worker's own default."""
+        """Jobs that an instance holds, by the worker's default."""
         return 2 * self.processes + self.downloads
 
 
 @dataclass(frozen=True, slots=True)
 class Minute:
-    """How things stood."""
+    """The state at one minute."""
 
     at_s: float
     visible: int
@@ -56,13 +56,13 @@ class Minute:
 
 @dataclass(slots=True)
 class Run:
-    """What came of it."""
+    """The results."""
 
     minutes: list[Minute] = field(default_factory=list)
     changes: list[tuple[float, str, int]] = field(default_factory=list)
-    """When the desired capacity changed, by what, and to what."""
+    """Changes of the desired capacity: time, reason, new value."""
     done: int = 0
-    given_back: int = 0
+    released: int = 0
     interrupted: int = 0
     busy_ended: int = 0
     """Instances that a policy ended while they held jobs."""

@@ -1,4 +1,4 @@
-"""A stand-in for EC2 Auto Scaling that writes down what it is asked: moto has no lifecycle actions."""
+"""A fake of EC2 Auto Scaling that records calls, as moto has no lifecycle actions."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -16,14 +16,14 @@ _NAMESPACE = "http://autoscaling.amazonaws.com/doc/2011-01-01/"
 
 @dataclass(frozen=True)
 class Call:
-    """One call, without what says how it is encoded."""
+    """One call, without the version of the API."""
 
     action: str
     arguments: dict[str, str]
 
 
 class FakeAutoScaling:
-    """Says yes to everything; or no, while `refuses` is a code such as `ValidationError`."""
+    """Accepts every call; rejects every call while `refuses` is an error code such as `ValidationError`."""
 
     def __init__(self, port: int = 0) -> None:
         self.port = port
@@ -31,7 +31,7 @@ class FakeAutoScaling:
         self.refuses: str | None = None
 
     def environment(self) -> dict[str, str]:
-        """What makes a worker a member of the group here."""
+        """Return the variables that make a worker a member of the group."""
         return {
             "AWS_ENDPOINT_URL_AUTO_SCALING": f"http://{HOST}:{self.port}",
             "STT_AUTOSCALING_GROUP": GROUP,
@@ -40,7 +40,7 @@ class FakeAutoScaling:
         }
 
     def of(self, action: str) -> list[dict[str, str]]:
-        """The arguments of all calls of one action, in order."""
+        """Return the arguments of all calls of one action, in order."""
         return [call.arguments for call in self.calls if call.action == action]
 
     async def answer(self, request: web.Request) -> web.Response:
@@ -49,7 +49,7 @@ class FakeAutoScaling:
         form.pop("Version")
         self.calls.append(Call(action, form))
         if self.refuses is not None:
-            error = f"<Error><Type>Sender</Type><Code>{self.refuses}</Code><Message>told to</Message></Error>"
+            error = f"<Error><Type>Sender</Type><Code>{self.refuses}</Code><Message>a test</Message></Error>"
             body = f'<ErrorResponse xmlns="{_NAMESPACE}">{error}<RequestId>1</RequestId></ErrorResponse>'
             return web.Response(status=400, text=body, content_type="text/xml")
         result = f"<{action}Result/><ResponseMetadata><RequestId>1</RequestId></ResponseMetadata>"
@@ -59,7 +59,6 @@ class FakeAutoScaling:
 
 @asynccontextmanager
 async def serve() -> AsyncIterator[FakeAutoScaling]:
-    """Listen on loopback."""
     fake = FakeAutoScaling()
     app = web.Application()
     app.router.add_post("/", fake.answer)
@@ -73,6 +72,5 @@ async def serve() -> AsyncIterator[FakeAutoScaling]:
 
 @pytest_asyncio.fixture
 async def autoscaling() -> AsyncIterator[FakeAutoScaling]:
-    """A group that this worker may belong to."""
     async with serve() as fake:
         yield fake

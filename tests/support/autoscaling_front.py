@@ -1,4 +1,4 @@
-"""Before an emulator of Auto Scaling that knows groups and sizes alone: takes the calls that it lacks; notes them."""
+"""A proxy for an emulator of Auto Scaling that answers the calls which the emulator lacks, and records them."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -15,15 +15,15 @@ LACKING = frozenset({"SuspendProcesses", "ResumeProcesses"})
 
 @dataclass
 class Front:
-    """`url` for Auto Scaling; `taken` are the calls that went no further: action, and the processes it names."""
+    """The proxy at `url`. `answered` are the calls that it did not forward: action and process names."""
 
     url: str = ""
-    taken: list[tuple[str, frozenset[str]]] = field(default_factory=list)
+    answered: list[tuple[str, set[str]]] = field(default_factory=list)
 
 
 @asynccontextmanager
 async def open_front(emulator_url: str) -> AsyncIterator[Front]:
-    """Listen before an emulator."""
+    """Start a proxy for an emulator."""
     front = Front()
 
     async def answer(request: web.Request) -> web.Response:
@@ -31,12 +31,12 @@ async def open_front(emulator_url: str) -> AsyncIterator[Front]:
         arguments = dict(parse_qsl(body.decode(), keep_blank_values=True))
         action = arguments["Action"]
         if action in LACKING:
-            named = frozenset(value for key, value in arguments.items() if key.startswith("ScalingProcesses.member."))
-            front.taken.append((action, named))
+            processes = {value for key, value in arguments.items() if key.startswith("ScalingProcesses.member.")}
+            front.answered.append((action, processes))
             return web.Response(text=f"<{action}Response/>", content_type="text/xml")
         headers = {name: value for name, value in request.headers.items() if name != "Host"}
-        async with session.post(emulator_url, data=body, headers=headers) as said:
-            return web.Response(status=said.status, body=await said.read(), content_type="text/xml")
+        async with session.post(emulator_url, data=body, headers=headers) as response:
+            return web.Response(status=response.status, body=await response.read(), content_type="text/xml")
 
     app = web.Application()
     app.router.add_post("/", answer)

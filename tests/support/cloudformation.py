@@ -1,17 +1,14 @@
-"""cloudformation.yaml as CloudFormation would see it, given parameters: for its tests and for the simulation."""
+"""Resolves infra/cloudformation.yaml with given parameters, as CloudFormation does, for tests and the simulation."""
 
 import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from cfnlint.decode import cfn_yaml
 
-from stt_async.fleet.template import refusal
-
-PATH = Path(__file__).parents[2] / "infra" / "cloudformation.yaml"
+from stt_async.fleet.template import PATH, refusal
 
 PSEUDO = {
     "AWS::AccountId": "123456789012",
@@ -26,7 +23,7 @@ _NO_VALUE = {"Ref": "AWS::NoValue"}
 
 @dataclass(frozen=True)
 class Stack:
-    """The template with its parameters put in: only the resources whose conditions hold."""
+    """The resolved template, with the resources whose conditions hold."""
 
     parameters: Mapping[str, Any]
     conditions: Mapping[str, bool]
@@ -34,53 +31,50 @@ class Stack:
     outputs: Mapping[str, Any]
 
     def of(self, kind: str) -> dict[str, dict[str, Any]]:
-        """Return the properties of each resource of a type, by logical name."""
+        """Return the properties of each resource of a type, by logical id."""
         return {name: each.get("Properties", {}) for name, each in self.resources.items() if each["Type"] == kind}
 
     def properties(self, name: str) -> dict[str, Any]:
-        """Return the properties of one resource."""
         properties: dict[str, Any] = self.resources[name].get("Properties", {})
         return properties
 
 
 def load() -> dict[str, Any]:
-    """Read the template, with intrinsic functions in their long form."""
+    """Read the template, with intrinsic functions in the long form."""
     template: dict[str, Any] = json.loads(json.dumps(cfn_yaml.load(str(PATH))))
     return template
 
 
 def resolve(template: dict[str, Any], given: Mapping[str, str]) -> Stack:
-    """Put parameters into the template, as CloudFormation does.
-
-    A reference to another resource becomes `<Name>`, an attribute of it `<Name.Attribute>`.
+    """Resolve parameters, conditions and functions. A reference to a resource becomes `<Name>` or `<Name.Attribute>`.
 
     Raises:
-        KeyError: a parameter has neither a value nor a default, or something refers to what is not there.
+        KeyError: a parameter has neither a value nor a default, or a reference names nothing that exists.
     """
     parameters = _parameters(template, given)
     resolver = _Resolver(template, parameters)
     conditions = {name: resolver.condition(name) for name in template["Conditions"]}
-    kept = {
+    resources = {
         name: resolver.value({key: part for key, part in each.items() if key != "Condition"})
         for name, each in template["Resources"].items()
         if conditions.get(each.get("Condition"), True)
     }
-    return Stack(parameters, conditions, kept, resolver.value(template["Outputs"]))
+    return Stack(parameters, conditions, resources, resolver.value(template["Outputs"]))
 
 
 def refusals(template: dict[str, Any], given: Mapping[str, str]) -> list[str]:
-    """Return why CloudFormation would refuse these parameters, in the template's words; nothing, if it would not."""
-    said = [each for name, value in given.items() if (each := refusal(name, template["Parameters"][name], value))]
+    """Return the reasons for which CloudFormation would reject these parameters, in the template's words."""
+    reasons = [each for name, value in given.items() if (each := refusal(name, template["Parameters"][name], value))]
     resolver = _Resolver(template, _parameters(template, given))
     rules = [assertion for rule in template.get("Rules", {}).values() for assertion in rule["Assertions"]]
-    return said + [rule["AssertDescription"] for rule in rules if not resolver.truth(rule["Assert"])]
+    return reasons + [rule["AssertDescription"] for rule in rules if not resolver.truth(rule["Assert"])]
 
 
 def _parameters(template: dict[str, Any], given: Mapping[str, str]) -> dict[str, Any]:
     parameters = {name: given.get(name, each.get("Default")) for name, each in template["Parameters"].items()}
-    lacking = sorted(name for name, value in parameters.items() if value is None)
-    if lacking:
-        raise KeyError(f"no value for {', '.join(lacking)}")
+    missing = sorted(name for name, value in parameters.items() if value is None)
+    if missing:
+        raise KeyError(f"no value for {', '.join(missing)}")
     for name, each in template["Parameters"].items():
         if each["Type"] == "CommaDelimitedList":
             parameters[name] = parameters[name].split(",")
@@ -110,25 +104,25 @@ class _Resolver:
                 return all(self.truth(each) for each in of)
             case "Fn::Or":
                 return any(self.truth(each) for each in of)
-        raise KeyError(f"{function} is no condition that is known here")
+        raise KeyError(f"unknown condition function {function}")
 
     def value(self, node: Any) -> Any:
         if isinstance(node, list):
-            return [self.value(each) for each in node if self._is_there(each)]
+            return [self.value(each) for each in node if self._exists(each)]
         if not isinstance(node, dict):
             return node
         if len(node) == 1:
             ((function, of),) = node.items()
             if function == "Ref" or function.startswith("Fn::"):
                 return self._function(function, of)
-        return {key: self.value(each) for key, each in node.items() if self._is_there(each)}
+        return {key: self.value(each) for key, each in node.items() if self._exists(each)}
 
-    def _is_there(self, node: Any) -> bool:
+    def _exists(self, node: Any) -> bool:
         if isinstance(node, dict) and "Fn::If" in node:
-            return self._is_there(self._chosen(node["Fn::If"]))
+            return self._exists(self._branch(node["Fn::If"]))
         return bool(node != _NO_VALUE)
 
-    def _chosen(self, of: list[Any]) -> Any:
+    def _branch(self, of: list[Any]) -> Any:
         condition, then, otherwise = of
         return then if self.condition(condition) else otherwise
 
@@ -137,7 +131,7 @@ class _Resolver:
             "Ref": lambda: self._reference(of),
             "Fn::GetAtt": lambda: self._reference(".".join(of)),
             "Fn::Sub": lambda: re.sub(r"\$\{([^!}]+)\}", lambda name: str(self._reference(name[1])), of),
-            "Fn::If": lambda: self.value(self._chosen(of)),
+            "Fn::If": lambda: self.value(self._branch(of)),
             "Fn::FindInMap": lambda: self._mapped(*self.value(of)),
             "Fn::GetAZs": lambda: [PSEUDO["AWS::Region"] + zone for zone in "ab"],
             "Fn::Base64": lambda: self.value(of),
@@ -153,5 +147,5 @@ class _Resolver:
         if name in self._parameters:
             return self._parameters[name]
         if name.split(".", maxsplit=1)[0] not in self._template["Resources"]:
-            raise KeyError(f"nothing here is called {name}")
+            raise KeyError(f"unknown reference {name}")
         return f"<{name}>"

@@ -1,4 +1,4 @@
-"""Two emulators of CloudFormation, and what each of them leaves out of our template."""
+"""Two emulators of CloudFormation, and the resources of the template that each of them skips."""
 
 import json
 from collections.abc import AsyncIterator
@@ -15,7 +15,7 @@ from stt_async.local.queues import queue_server
 from tests.support.cloudformation import load
 
 METRIC_MATH = frozenset({"FromZeroAlarm", "StuckAlarm", "BootAlarm"})
-"""Alarms on an expression."""
+"""Alarms on a metric math expression."""
 
 MOTO_SKIPS = frozenset(
     {
@@ -28,7 +28,7 @@ MOTO_SKIPS = frozenset(
         "AWS::SQS::QueuePolicy",
     }
 )
-"""Types that moto 5.2 passes over without a word. Nor does it know RetainExceptOnCreate: it deletes everything."""
+"""Types that moto 5.2 silently skips. It also ignores RetainExceptOnCreate and deletes everything."""
 
 _KEYS = Keys.random()
 
@@ -39,9 +39,9 @@ class Cloud:
 
     Attributes:
         name: Its name.
-        url: Where it is.
-        skips: Logical names of what it does not make.
-        template_body: The template, without what it refuses.
+        url: Its address.
+        skips: Logical ids of the resources that it does not create.
+        template_body: The template without the parts that it rejects.
     """
 
     name: str
@@ -50,7 +50,6 @@ class Cloud:
     template_body: str
 
     def client(self, service: str) -> AbstractAsyncContextManager[Any]:
-        """Return a client, to be entered with `async with`."""
         session: Any = aioboto3.Session()  # typed for each service by its literal name
         client: AbstractAsyncContextManager[Any] = session.client(
             service,
@@ -62,7 +61,7 @@ class Cloud:
         return client
 
     def environment(self) -> dict[str, str]:
-        """What a command needs to speak to it."""
+        """Return the variables with which a command uses the emulator."""
         return {
             "AWS_ENDPOINT_URL": self.url,
             "AWS_REGION": REGION,
@@ -73,7 +72,7 @@ class Cloud:
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def moto(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Cloud]:
-    """Moto, which knows launch templates and groups, and skips what watches and guards."""
+    """Moto, which creates launch templates and groups, and skips alarms and policies."""
     template = load()
     skips = {name for name, each in template["Resources"].items() if each["Type"] in MOTO_SKIPS}
     (port,) = free_ports(1)
@@ -83,11 +82,11 @@ async def moto(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Cloud]
 
 @pytest.fixture(scope="session")
 def ministack_cloud(ministack: str) -> Cloud:
-    """Ministack, which refuses metric math and budgets, and makes all the rest."""
+    """Ministack, which rejects metric math and budgets, and creates everything else."""
     template = load()
     skips = METRIC_MATH | {"Budget"}
     for name in skips:
         del template["Resources"][name]
-    # It holds the pattern against the image's id; CloudFormation against the name of the SSM parameter.
+    # Ministack matches the pattern with the image's id, CloudFormation with the name of the SSM parameter.
     del template["Parameters"]["ImageId"]["AllowedPattern"]
     return Cloud("ministack", ministack, skips, json.dumps(template))

@@ -1,4 +1,4 @@
-"""CloudWatch's embedded metric format, as its specification puts it: what a log line has to keep to.
+"""Validates log lines against the specification of CloudWatch's embedded metric format (EMF).
 
 https://docs.aws.amazon.com/AmazonCloudWatch/latest/monitoring/CloudWatch_Embedded_Metric_Format_Specification.html
 """
@@ -69,13 +69,14 @@ _TARGETS = {
     },
     "dimension": {"type": "string", "minLength": 1, "maxLength": 1024},
 }
-"""What a metric's or a dimension's name refers to has to be: a member of the line itself."""
+"""Members of the line that the names of metrics and dimensions refer to."""
 
 
 def metrics_of(line: dict[str, Any]) -> dict[str, float]:
-    """The metrics that CloudWatch takes from a log line, by name; none from a line that is no record.
+    """Return the metrics that CloudWatch reads from a log line, by name; none if the line has no `_aws`.
 
-    Fails if the line is a record, but not a valid one.
+    Raises:
+        jsonschema.ValidationError: the line has an invalid `_aws`.
     """
     if "_aws" not in line:
         return {}
@@ -89,7 +90,7 @@ def metrics_of(line: dict[str, Any]) -> dict[str, float]:
 
 
 def dimensions_of(line: dict[str, Any]) -> list[dict[str, str]]:
-    """The combinations of dimensions under which a record's metrics are stored: each is paid for."""
+    """Return the combinations of dimensions of a line's metrics. Each combination is paid for."""
     return [
         {name: line[name] for name in names}
         for directive in line["_aws"]["CloudWatchMetrics"]

@@ -1,4 +1,4 @@
-"""An instance of the fleet as far as one machine can be one: what it finds when it boots, and what is seen of it."""
+"""An instance of the fleet in a container: the files that its boot reads, and its worker's unit and log."""
 
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,10 @@ WORKER = "stt-async.service"
 JOURNAL = "var/log/stt-async/journal.log"
 
 _SLOW_S = 180.0
-"""For what takes seconds on a quiet machine."""
+"""For steps that take seconds on an idle machine."""
 
 _AWS = """#!/bin/sh
-# The real CLI, told where the services are.
+# The real CLI, with the addresses of the services.
 . /etc/endpoints
 case $1 in
   s3) url=$S3 ;;
@@ -28,8 +28,8 @@ case $1 in
 esac
 exec /usr/bin/aws --endpoint-url "$url" "$@"
 """
-_NOTED = """#!/bin/sh
-# Stands in for what only Amazon Linux has: notes how it was called.
+_RECORD_CALL = """#!/bin/sh
+# Replaces a program that only Amazon Linux has: records its arguments.
 echo "$@" >>/var/log/$(basename "$0")
 """
 _SHORT_WAITS = """[Unit]
@@ -39,12 +39,17 @@ EnvironmentFile=/etc/stt-async/loopback.env
 RestartSec=100ms
 WatchdogSec=4
 """
-_NOT_ON_AN_INSTANCE = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_EC2_METADATA_DISABLED")
-_NOT_IN_AN_ENVIRONMENT = ("STT_MINIO_ACCESS_KEY", "STT_MINIO_SECRET_KEY")
+_NOT_ON_AN_INSTANCE = {
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_EC2_METADATA_DISABLED",
+    "STT_MINIO_ACCESS_KEY",
+    "STT_MINIO_SECRET_KEY",
+}
 
 
 def user_data(services: LocalServices, sha256: str) -> str:
-    """What the template gives an instance to run, for services on loopback."""
+    """Return the template's user data for services on loopback."""
     given = {
         "ArtifactBucket": RELEASES,
         "ArtifactSha256": sha256,
@@ -59,9 +64,9 @@ def user_data(services: LocalServices, sha256: str) -> str:
 
 
 def furnish(disk: Path, services: LocalServices, autoscaling_port: int, **settings: str) -> None:
-    """Write to a disk where services are, and settings that go over those of the user data.
+    """Write the addresses of services to a disk, and settings that take precedence over those of the user data.
 
-    Credentials come as on EC2: AWS's from the instance's role, MinIO's key from the Parameter Store.
+    Credentials come as on EC2: AWS's from the instance's role, MinIO's from the Parameter Store.
     """
     servers = services.servers
     autoscaling = f"http://{HOST}:{autoscaling_port}"
@@ -71,15 +76,14 @@ def furnish(disk: Path, services: LocalServices, autoscaling_port: int, **settin
         "STT_WAIT_TIME_S": "1",
         "STT_PROCESSES": "1",
     }
-    left_out = {*_NOT_ON_AN_INSTANCE, *_NOT_IN_AN_ENVIRONMENT}
-    lines = [f"{name}={value}\n" for name, value in (environment | settings).items() if name not in left_out]
+    lines = [f"{name}={value}\n" for name, value in (environment | settings).items() if name not in _NOT_ON_AN_INSTANCE]
     files = {
         "etc/endpoints": f"S3={servers.objects.url} SSM={servers.queues_url} AUTOSCALING={autoscaling}\n",
         "etc/stt-async/loopback.env": "".join(lines),
         f"etc/systemd/system/{WORKER}.d/loopback.conf": _SHORT_WAITS,
         "usr/local/bin/aws": _AWS,
-        "usr/local/bin/dnf": _NOTED,
-        "opt/aws/amazon-cloudwatch-agent/bin/amazon-cloudwatch-agent-ctl": _NOTED,
+        "usr/local/bin/dnf": _RECORD_CALL,
+        "opt/aws/amazon-cloudwatch-agent/bin/amazon-cloudwatch-agent-ctl": _RECORD_CALL,
         JOURNAL: "",
     }
     for name, content in files.items():
@@ -96,7 +100,7 @@ class Instance:
         self.machine = machine
 
     async def events(self, name: str) -> list[Any]:
-        """The worker's log lines of one event, as they are shipped."""
+        """Return the worker's log lines of one event from the file that the agent ships."""
         lines = (self.machine.root / JOURNAL).read_bytes().splitlines()
         found = [orjson.loads(line) for line in lines if line.startswith(b"{")]
         return [line for line in found if line["event"] == name]
@@ -109,7 +113,7 @@ class Instance:
         return await wait_until(logged, what=f"{count} x {event!r} from the worker", timeout_s=_SLOW_S) or []
 
     async def state(self) -> tuple[str, ...]:
-        """Its state, the result of its last run, and how often it was restarted."""
+        """Return state, result of the last run, and number of restarts of the worker's unit."""
         return tuple(await self.machine.unit(WORKER, "ActiveState", "Result", "NRestarts"))
 
     async def wait_until_active(self, *, restarts: int = 0) -> None:
@@ -120,6 +124,6 @@ class Instance:
         await wait_until(active, what=f"{WORKER} to be active after {restarts} restarts", timeout_s=_SLOW_S)
 
     async def signal(self, signum: str) -> None:
-        """Send the worker itself a signal."""
+        """Send a signal to the worker, not to its pool."""
         done = await self.machine.run("systemctl", "kill", f"--signal={signum}", "--kill-who=main", WORKER)
         assert done.returncode == 0, done.output

@@ -1,7 +1,7 @@
-"""A machine to boot: Debian with its own systemd (systemd-nspawn), in a network that is nothing but its loopback.
+"""A machine to boot: Debian with systemd in a systemd-nspawn container, whose network is loopback alone.
 
-It stands in for Amazon Linux 2023: the same systemd (252), Python 3.11 and AWS CLI 2, of Debian. It does not show what
-dnf, cloud-init and the CloudWatch agent do there, and sets no memory limits (cgroup v1 in a container).
+It replaces Amazon Linux 2023, with the same systemd (252), Python 3.11 and AWS CLI 2. It lacks dnf, cloud-init, the
+CloudWatch agent, and memory limits (cgroup v1 in a container).
 """
 
 import asyncio
@@ -36,18 +36,18 @@ class NoDebianError(Exception):
 
 
 def why_not() -> str:
-    """Return why no machine can be booted here; nothing, if one can."""
+    """Return why this host cannot boot a machine; empty if it can."""
     if os.geteuid() != 0:
-        return "containers want root"
+        return "containers require root"
     missing = [program for program in _PROGRAMS if shutil.which(program) is None]
     if missing:
         return f"not installed: {', '.join(missing)}"
     allowed = subprocess.run(["unshare", "--net", "--mount", "true"], capture_output=True, check=False)  # noqa: S607
-    return "" if allowed.returncode == 0 else f"no namespaces here: {allowed.stderr.decode().strip()}"
+    return "" if allowed.returncode == 0 else f"namespaces are not allowed: {allowed.stderr.decode().strip()}"
 
 
 def debian() -> Path:
-    """Return the root of a Debian, made once (a minute or two, from Debian's mirror) and then kept in the cache."""
+    """Return the root folder of a Debian: from the cache, or installed from Debian's mirror in a minute or two."""
     return cached(f"debian-{_RELEASE}-{'-'.join(_PACKAGES)}", _make_debian)
 
 
@@ -66,7 +66,7 @@ def _make_debian(root: Path) -> None:
 
 @contextmanager
 def loopback_network() -> Iterator[None]:
-    """Put this thread, and what it starts, into a network with loopback and the metadata service's address alone."""
+    """Move this thread and its new processes into a network with loopback and the metadata service's address alone."""
     libc = ctypes.CDLL(None, use_errno=True)
     before = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
     try:
@@ -78,19 +78,19 @@ def loopback_network() -> Iterator[None]:
     finally:
         failed = libc.setns(before, _CLONE_NEWNET)
         os.close(before)
-        assert not failed, "what follows would be without a network"
+        assert not failed, "this thread could not return to its network"
 
 
 @dataclass(frozen=True)
 class Done:
-    """A command that has run in a machine."""
+    """A finished command."""
 
     returncode: int
     output: str
 
 
 class Machine:
-    """A running machine: files and commands in it."""
+    """A running machine."""
 
     def __init__(self, process: ChildProcess) -> None:
         self._process = process
@@ -98,7 +98,7 @@ class Machine:
 
     @property
     def root(self) -> Path:
-        """Its root folder, seen from outside."""
+        """The machine's root folder, as seen from the host."""
         return Path(f"/proc/{self._up.pid}/root")
 
     @property
@@ -106,7 +106,7 @@ class Machine:
         return self._process.returncode is not None
 
     async def run(self, *command: str, timeout_s: float = 180.0) -> Done:
-        """Run a command as root; output and errors come together."""
+        """Run a command as root; output and errors are merged."""
         namespaces = ["--mount", "--uts", "--ipc", "--pid", "--cgroup", "--root", "--wd"]
         inside = await asyncio.create_subprocess_exec(
             *("nsenter", "--target", str(self._up.pid), *namespaces, "--", *command),
@@ -125,11 +125,10 @@ class Machine:
         return Done(inside.returncode or 0, output.decode(errors="replace"))
 
     async def unit(self, name: str, *properties: str) -> list[str]:
-        """What systemd says of a unit."""
-        wanted = [f"--property={each}" for each in properties]
-        said = await self.run("systemctl", "show", *wanted, name)
-        told = dict(line.split("=", 1) for line in said.output.splitlines())
-        return [told[each] for each in properties]
+        """Return properties of a unit."""
+        shown = await self.run("systemctl", "show", *(f"--property={each}" for each in properties), name)
+        values = dict(line.split("=", 1) for line in shown.output.splitlines())
+        return [values[each] for each in properties]
 
     async def wait_until_up(self) -> None:
         def init() -> psutil.Process | None:
@@ -163,9 +162,9 @@ class Machine:
 
 @asynccontextmanager
 async def booted(layers: Sequence[Path], top: Path, log: Path) -> AsyncIterator[Machine]:
-    """Boot a machine whose disk is `layers`, the first one uppermost; what it writes goes to `top`, above them."""
-    beside = top.with_name(f"{top.name}.overlay")
-    work, root = beside / "work", beside / "root"
+    """Boot a machine whose disk overlays `layers`, the first one uppermost. Its writes go to `top`, above them."""
+    overlay = top.with_name(f"{top.name}.overlay")
+    work, root = overlay / "work", overlay / "root"
     for folder in (top, work, root):
         folder.mkdir(parents=True, exist_ok=True)
     lower = ":".join(str(layer) for layer in layers)
@@ -175,7 +174,7 @@ async def booted(layers: Sequence[Path], top: Path, log: Path) -> AsyncIterator[
         exec systemd-nspawn --quiet --directory={root} --boot --register=no --keep-unit --resolv-conf=off \\
           --machine=stt-{uuid.uuid4().hex[:12]} --console=pipe
     """
-    # The mount is in a mount namespace of its own, and goes with it.
+    # The mount ends with its mount namespace.
     process = ChildProcess(
         ["unshare", "--mount", "sh", "-c", script], environment=plain_environment(), log=log, grace_s=20.0
     )

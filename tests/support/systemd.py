@@ -1,4 +1,4 @@
-"""What systemd would hear of a worker."""
+"""A notify socket that records what a worker reports to systemd."""
 
 import socket
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ WATCHDOG_S = 2.0
 
 
 class Systemd:
-    """The end of the notify socket at which systemd listens."""
+    """Systemd's end of a notify socket."""
 
     def __init__(self, address: Path) -> None:
         self.address = address
@@ -24,14 +24,14 @@ class Systemd:
         return {"NOTIFY_SOCKET": str(self.address), "WATCHDOG_USEC": str(int(WATCHDOG_S * 1e6))}
 
     def lines(self) -> list[str]:
-        """All that was heard so far."""
+        """Return all lines received so far."""
         while True:
             try:
                 self._lines += self.socket.recv(4096).decode().split("\n")
             except BlockingIOError:
                 return self._lines
 
-    async def hears(self, line: str, *, count: int = 1) -> None:
+    async def wait_for(self, line: str, *, count: int = 1) -> None:
         await wait_until(lambda: self.lines().count(line) >= count, what=f"{count} x {line} from the worker")
 
     def signs_of_life(self) -> int:

@@ -1,4 +1,4 @@
-"""The template, as CloudFormation would see it."""
+"""Fixtures of the template, as written and as resolved."""
 
 from typing import Any
 
@@ -7,23 +7,23 @@ import pytest
 from tests.support.cloudformation import Stack, load, resolve
 
 RELEASE = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
-ESSENTIAL = {"ArtifactBucket": "releases-of-ours", "ArtifactSha256": RELEASE}
-SUBSCRIBER = "us@monlam.ai"
+ESSENTIAL = {"ArtifactBucket": "releases", "ArtifactSha256": RELEASE}
+"""Values of the parameters without a default."""
+SUBSCRIBER = "operators@monlam.ai"
 
 
 @pytest.fixture(scope="session")
 def template() -> dict[str, Any]:
-    """The template as it is written."""
     return load()
 
 
 @pytest.fixture(scope="session")
 def stack(template: dict[str, Any]) -> Stack:
-    """All that the template can make: a bucket of its own, a subscriber."""
+    """The stack with all resources: a new bucket, new queues, a subscriber."""
     return resolve(template, ESSENTIAL | {"CreateOutputBucket": "true", "AlarmEmail": SUBSCRIBER})
 
 
 @pytest.fixture(scope="session")
 def plain_stack(template: dict[str, Any]) -> Stack:
-    """What the template makes when only what has no default is given."""
+    """The stack with the defaults."""
     return resolve(template, ESSENTIAL)

@@ -45,7 +45,7 @@ class FakeClient:
 
 
 def account(client: Any) -> AwsAccount:
-    return AwsAccount("us-east-1", *[client] * 6, retry=Retry(timeout_s=0, max_wait_s=0))
+    return AwsAccount("us-east-1", client, client, client, client, client, client, Retry(timeout_s=0, max_wait_s=0))
 
 
 def client_error(code: str, message: str = "no", status: int = 400) -> ClientError:
