@@ -165,7 +165,7 @@ async def drain(account: AwsAccount, name: str, on_instances_left: Callable[[int
     except TimeoutError as error:
         raise TransientError(
             "still_there",
-            f"{name} still has instances after {DRAIN_TIMEOUT_S:.0f} s; it stays suspended: look at them with "
+            f"{name} still has instances after {DRAIN_TIMEOUT_S:.0f} s; it stays suspended: check them with "
             "`bin/deploy status`, and try again",
         ) from error
 

@@ -147,7 +147,7 @@ def test_command_prints_backlog_instances_and_cost() -> None:
     command = [sys.executable, "-m", "tests.simulation", "amdo", "--parameter", "SourceLinkMbps=100"]
     printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
 
-    assert printed[0].split() == ["hour", "waiting", "in", "flight", "wanted", "in", "service", "US$"]
+    assert printed[0].split() == ["hour", "waiting", "in", "flight", "desired", "in", "service", "US$"]
     assert printed[1].split()[:5] == ["0.0", "290", "0", "0", "0"]
     assert printed[-2].split()[1:5] == ["0", "0", "0", "0"]
     assert printed[-1].startswith("290 done")

@@ -63,14 +63,14 @@ def main(
     except (KeyError, ValueError) as error:
         typer.echo(f"unknown collection or wrong parameter: {error}", err=True)
         sys.exit(2)
-    typer.echo(f"{'hour':>7} {'waiting':>8} {'in flight':>9} {'wanted':>6} {'in service':>10} {'US$':>7}")
+    typer.echo(f"{'hour':>7} {'waiting':>8} {'in flight':>9} {'desired':>7} {'in service':>10} {'US$':>7}")
     for minute in [*run.minutes[::every_minutes], run.minutes[-1]]:
         typer.echo(_line(minute))
     typer.echo(f"{run.done} done, {run.released} released in {run.interrupted} Spot interruptions")
 
 
 def _line(minute: Minute) -> str:
-    numbers = f"{minute.visible:>8} {minute.inflight:>9} {minute.desired:>6} {minute.inservice:>10}"
+    numbers = f"{minute.visible:>8} {minute.inflight:>9} {minute.desired:>7} {minute.inservice:>10}"
     return f"{minute.at_s / 3600:>7.1f} {numbers} {minute.usd:>7.2f}"
 
 
