@@ -2,7 +2,6 @@
 
 import re
 import shlex
-import shutil
 import signal
 import sys
 from pathlib import Path
@@ -14,22 +13,93 @@ import pytest
 
 from stt_async.job import AUDIO_SUFFIXES
 from stt_async.local.process import ChildProcess, plain_environment
-from tests.support.commands import Finished, run_command
+from tests.support.commands import run_command
 from tests.support.recordings import ROOT
 from tests.support.waiting import wait_until
 
-_ACCOUNTS = re.compile(
-    r"(?P<settled>\d+) of (?P<all>\d+) recordings accounted for: (?P<before>\d+) were done before, (?P<sent>\d+) jobs"
+_COUNTS = re.compile(
+    r"(?P<accounted_for>\d+) of (?P<all>\d+) recordings accounted for: (?P<before>\d+) were done before, (?P<sent>\d+)"
 )
 _BROKEN_SAMPLE = "not-a-recording.mp3"
+_TIMEOUT_S = 120.0
 
 
-async def _demo(*arguments: str | Path, timeout_s: float = 60.0) -> tuple[Finished, dict[str, int]]:
-    finished = await run_command("demo", *map(str, arguments), environment={}, timeout_s=timeout_s)
+async def test_demo_does_each_sample_once_and_keeps_its_services_until_ctrl_c(
+    tmp_path: Path, samples: list[Path]
+) -> None:
+    count = len(samples)
+    output, counts = await _demo("--out", tmp_path / "out")
+    assert counts == {"accounted_for": count, "all": count, "before": 0, "sent": count}
+    manifests = _manifests(tmp_path / "out")
+    assert manifests.keys() == {file.name for file in samples} - {_BROKEN_SAMPLE}
+    for name, manifest in manifests.items():
+        files = {file.name for file in (tmp_path / "out" / "segments" / name).iterdir()}
+        assert files == {*(segment["filename"] for segment in manifest["segments"]), "metadata.json"}
+    assert "dead-lettered: its content is not of any audio format" in output
+
+    (tmp_path / "out" / "logs" / "worker.log").unlink()
+    log = tmp_path / "demo.log"
+    async with _started("--keep", "--out", tmp_path / "out", log=log) as process:
+        await wait_until(
+            lambda: "until Ctrl-C" in process.log_tail() or process.returncode is not None,
+            what="the demo to keep its services",
+            timeout_s=_TIMEOUT_S,
+        )
+        output = log.read_text()
+        assert _counts(output) == {"accounted_for": count, "all": count, "before": count - 1, "sent": 0}
+        assert _manifests(tmp_path / "out") == manifests
+        assert _job_events(tmp_path / "out") == set()
+        assert "dead-lettered: its content is not of any audio format" in output
+        words = [shlex.split(line) for line in output.splitlines() if line.startswith("export ")]
+        environment = dict(word.split("=", 1) for _, word in words)
+        finished = await run_command("enqueue", "--json", environment=environment)
+        assert finished.lines()[0]["done"] == count - 1
+        await _assert_interruptible(process)
+
+
+@pytest.mark.parametrize("running", ["servers", "worker"])
+async def test_ctrl_c_stops_every_process(tmp_path: Path, running: str) -> None:
+    out = tmp_path / "out"
+    started = {"servers": out / "servers", "worker": out / "logs" / "worker.log"}[running]
+    async with _started("--out", out, log=tmp_path / "demo.log") as process:
+        await wait_until(started.exists, what=f"{started} to exist", timeout_s=_TIMEOUT_S)
+        await _assert_interruptible(process)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+async def test_every_real_recording_is_accounted_for_and_done_once(tmp_path: Path, dev_data: Path) -> None:
+    recordings = {
+        file.relative_to(dev_data).as_posix()
+        for file in dev_data.rglob("*")
+        if file.is_file() and file.suffix.lower() in AUDIO_SUFFIXES
+    }
+    output, counts = await _demo(dev_data, "--out", tmp_path)
+    count = len(recordings)
+    assert counts == {"accounted_for": count, "all": count, "before": 0, "sent": count}
+    done = _manifests(tmp_path).keys()
+    assert done <= recordings
+    # Only recordings in these two folders may fail, each with a reason.
+    assert {name.split("/")[0] for name in recordings - done} <= {"malformed", "edge"}
+    assert output.count("dead-lettered: ") == len(recordings - done)
+
+    (tmp_path / "logs" / "worker.log").unlink()
+    _, counts = await _demo(dev_data, "--out", tmp_path)
+    assert counts == {"accounted_for": count, "all": count, "before": len(done), "sent": 0}
+    assert _job_events(tmp_path) == set()
+
+
+async def _demo(*arguments: str | Path) -> tuple[str, dict[str, int]]:
+    """Run the demo to its end; return its output and the counts in it."""
+    finished = await run_command("demo", *map(str, arguments), environment={}, timeout_s=2 * _TIMEOUT_S)
     assert finished.returncode == 0, finished.stdout + finished.stderr
-    said = _ACCOUNTS.search(finished.stdout)
-    assert said is not None
-    return finished, {name: int(number) for name, number in said.groupdict().items()}
+    return finished.stdout, _counts(finished.stdout)
+
+
+def _counts(output: str) -> dict[str, int]:
+    found = _COUNTS.search(output)
+    assert found is not None, output
+    return {name: int(number) for name, number in found.groupdict().items()}
 
 
 def _manifests(out: Path) -> dict[str, Any]:
@@ -40,53 +110,9 @@ def _manifests(out: Path) -> dict[str, Any]:
     }
 
 
-def _jobs(out: Path) -> set[str]:
-    """What the worker's log says became of its jobs."""
+def _job_events(out: Path) -> set[str]:
     lines = (orjson.loads(line) for line in (out / "logs" / "worker.log").read_bytes().splitlines())
     return {line["event"] for line in lines if line["event"].startswith("job_")}
-
-
-async def test_the_samples_are_all_accounted_for_and_the_same_again_computes_nothing(
-    tmp_path: Path, samples: list[Path]
-) -> None:
-    count = len(samples)
-    finished, said = await _demo("--out", tmp_path)
-    assert said == {"settled": count, "all": count, "before": 0, "sent": count}
-    manifests = _manifests(tmp_path)
-    assert manifests.keys() == {file.name for file in samples} - {_BROKEN_SAMPLE}
-    for name, manifest in manifests.items():
-        files = {file.name for file in (tmp_path / "segments" / name).iterdir()}
-        assert files == {*(segment["filename"] for segment in manifest["segments"]), "metadata.json"}
-    assert "dead-lettered: its content is not of any audio format" in finished.stdout
-
-    (tmp_path / "logs" / "worker.log").unlink()
-    finished, said = await _demo("--out", tmp_path)
-    assert said == {"settled": count, "all": count, "before": count - 1, "sent": 0}
-    assert _manifests(tmp_path) == manifests
-    assert _jobs(tmp_path) == set()
-    assert "dead-lettered: its content is not of any audio format" in finished.stdout
-
-
-@pytest.mark.parametrize("stage", ["while the servers start", "while the worker works"])
-async def test_ctrl_c_stops_every_process(tmp_path: Path, stage: str) -> None:
-    out = tmp_path / "out"
-    begun = {"while the servers start": out / "servers", "while the worker works": out / "logs" / "worker.log"}[stage]
-    async with _started("--out", out, log=tmp_path / "demo.log") as process:
-        await wait_until(begun.exists, what=f"{begun} to be there")
-        await _assert_interruptible(process)
-
-
-async def test_kept_services_answer_to_what_was_printed_until_ctrl_c(tmp_path: Path, speech: Path) -> None:
-    (tmp_path / "in").mkdir()
-    shutil.copy(speech, tmp_path / "in")
-    out = tmp_path / "out"
-    async with _started(tmp_path / "in", "--keep", "--out", out, log=tmp_path / "demo.log") as process:
-        await wait_until(lambda: "until Ctrl-C" in process.log_tail(), what="the demo to be through")
-        words = [shlex.split(line) for line in process.log_tail().splitlines() if line.startswith("export ")]
-        environment = dict(word.split("=", 1) for _, word in words)
-        finished = await run_command("enqueue", "--json", environment=environment)
-        assert finished.lines()[0]["done"] == 1
-        await _assert_interruptible(process)
 
 
 def _started(*arguments: str | Path, log: Path) -> ChildProcess:
@@ -101,26 +127,3 @@ async def _assert_interruptible(process: ChildProcess) -> None:
     assert "Traceback" not in process.log_tail()
     _, alive = psutil.wait_procs(children, timeout=0)
     assert alive == []
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(600)
-async def test_every_real_recording_is_accounted_for_and_done_once(tmp_path: Path, dev_data: Path) -> None:
-    recordings = {
-        file.relative_to(dev_data).as_posix()
-        for file in dev_data.rglob("*")
-        if file.is_file() and file.suffix.lower() in AUDIO_SUFFIXES
-    }
-    finished, said = await _demo(dev_data, "--out", tmp_path, timeout_s=150)
-    count = len(recordings)
-    assert said == {"settled": count, "all": count, "before": 0, "sent": count}
-    done = _manifests(tmp_path).keys()
-    assert done <= recordings
-    # What is broken lies in a folder of its own, and says so; all else has an output.
-    assert {name.split("/")[0] for name in recordings - done} <= {"malformed", "edge"}
-    assert finished.stdout.count("dead-lettered: ") == len(recordings - done)
-
-    (tmp_path / "logs" / "worker.log").unlink()
-    _, said = await _demo(dev_data, "--out", tmp_path, timeout_s=100)
-    assert said == {"settled": count, "all": count, "before": len(done), "sent": 0}
-    assert _jobs(tmp_path) == set()

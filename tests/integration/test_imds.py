@@ -1,4 +1,4 @@
-"""The client of the instance metadata service over real HTTP, and the fake itself against what AWS documents."""
+"""The client of the instance metadata service over HTTP, and the fake against the documented behaviour of IMDSv2."""
 
 from collections.abc import AsyncIterator
 
@@ -20,8 +20,8 @@ TOKEN = "X-aws-ec2-metadata-token"  # noqa: S105 - a header's name
 
 @pytest.fixture
 async def session() -> AsyncIterator[aiohttp.ClientSession]:
-    async with aiohttp.ClientSession() as opened:
-        yield opened
+    async with aiohttp.ClientSession() as client:
+        yield client
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def url(imds: FakeImds) -> str:
     return imds.environment()["AWS_EC2_METADATA_SERVICE_ENDPOINT"]
 
 
-async def test_the_fake_wants_a_token_as_the_real_one_does(session: aiohttp.ClientSession, url: str) -> None:
+async def test_fake_requires_a_token_as_imdsv2_does(session: aiohttp.ClientSession, url: str) -> None:
     for wrong in ({}, {TTL: "0"}, {TTL: "21601"}, {TTL: "long"}):
         async with session.put(url + TOKEN_PATH, headers=wrong) as answer:
             assert answer.status == 400
@@ -43,7 +43,9 @@ async def test_the_fake_wants_a_token_as_the_real_one_does(session: aiohttp.Clie
         assert answer.status == 404
 
 
-async def test_nothing_is_the_normal_answer(session: aiohttp.ClientSession, imds: FakeImds, url: str) -> None:
+async def test_notices_are_absent_until_ec2_gives_them(
+    session: aiohttp.ClientSession, imds: FakeImds, url: str
+) -> None:
     client = Imds(session, url + "/")
     assert await client.instance_id() == ID
     assert await client.spot_notice() is None
@@ -60,7 +62,7 @@ async def test_nothing_is_the_normal_answer(session: aiohttp.ClientSession, imds
     assert imds.refused_tokens == 0
 
 
-async def test_a_refused_token_is_renewed_once(session: aiohttp.ClientSession, imds: FakeImds, url: str) -> None:
+async def test_refused_token_is_renewed_once(session: aiohttp.ClientSession, imds: FakeImds, url: str) -> None:
     client = Imds(session, url)
     await client.spot_notice()
     imds.expire_tokens()
@@ -68,7 +70,7 @@ async def test_a_refused_token_is_renewed_once(session: aiohttp.ClientSession, i
     assert imds.refused_tokens == 1
 
 
-async def test_trouble_is_told_with_what_was_asked(session: aiohttp.ClientSession, imds: FakeImds, url: str) -> None:
+async def test_error_names_the_failed_request(session: aiohttp.ClientSession, imds: FakeImds, url: str) -> None:
     client = Imds(session, url)
     await client.spot_notice()
     await imds.set_mode("error")
@@ -83,7 +85,7 @@ async def test_trouble_is_told_with_what_was_asked(session: aiohttp.ClientSessio
 
 
 @pytest.mark.parametrize(("status", "on_ec2"), [(200, True), (503, True), (403, False), (404, False), (405, False)])
-async def test_what_answers_to_a_token_is_ec2(*, status: int, on_ec2: bool) -> None:
+async def test_ec2_is_detected_by_the_answer_to_a_token_request(*, status: int, on_ec2: bool) -> None:
     async def answer(_request: web.Request) -> web.Response:
         return web.Response(status=status)
 
@@ -107,13 +109,11 @@ async def test_what_answers_to_a_token_is_ec2(*, status: int, on_ec2: bool) -> N
         (False, "workers", True, "imds_unanswered"),
     ],
 )
-async def test_where_nobody_answers_the_settings_decide(
-    *, disabled: bool, group: str, on_ec2: bool, event: str
-) -> None:
-    [nobody] = free_ports(1)
+async def test_without_an_answer_the_settings_decide(*, disabled: bool, group: str, on_ec2: bool, event: str) -> None:
+    [unused_port] = free_ports(1)
     settings = load(
         AWS_EC2_METADATA_DISABLED=disabled,
-        AWS_EC2_METADATA_SERVICE_ENDPOINT=f"http://{HOST}:{nobody}",
+        AWS_EC2_METADATA_SERVICE_ENDPOINT=f"http://{HOST}:{unused_port}",
         autoscaling_group=group,
     )
     with structlog.testing.capture_logs() as logs:

@@ -1,5 +1,6 @@
-"""A worker's log holds its metrics: valid records, whose sums are what was done."""
+"""A worker's log holds its metrics as valid EMF records, and their sums match what the worker did."""
 
+import signal
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -12,57 +13,45 @@ from tests.support.emf import dimensions_of, metrics_of
 from tests.support.site import Site
 
 
-async def test_the_sums_of_a_workers_metrics_are_what_it_did(
-    site: Site, start_worker: StartWorker, samples: list[Path]
+async def test_sums_of_metrics_match_the_jobs_of_a_worker(
+    site: Site, start_worker: StartWorker, samples: list[Path], speech: Path
 ) -> None:
     keys = await site.put_recordings(samples)
     for key in [*keys, "never-put.wav"]:
         await site.send(site.job(key))
-    worker = await start_worker(site, "--once", STT_ENVIRONMENT="test")
-    assert await worker.wait() == 4  # done, but some failed
+    worker = await start_worker(site, STT_ENVIRONMENT="test")
+    await worker.wait_for("job_succeeded", count=len(keys) - 1, timeout_s=200)
+    await worker.wait_for("job_failed", count=2)
+    await site.send(site.job(speech.name))
+    (skipped,) = await worker.wait_for("job_skipped")
+    worker.signal(signal.SIGTERM)
+    assert await worker.wait() == 0
 
+    assert metrics_of(skipped).keys() == {"JobsSkipped", "QueueWait"}
     lines = worker.lines()
     sums = _sums(lines)
     manifests = list((await site.manifests()).values())
     recordings = [manifest["recording"] for manifest in manifests]
     segments = [segment for manifest in manifests for segment in manifest["segments"]]
+    assert sums["JobsSkipped"] == 1
     assert sums["JobsDone"] == len(manifests) == len(keys) - 1
     assert sums["JobsFailed"] == sums["JobsFailedPermanent"] == len(await site.take_dead_letters()) == 2
-    assert sums["AudioSeconds"] == pytest.approx(_sum(recordings, "decoded_duration_s"))
-    assert sums["SpeechSeconds"] == pytest.approx(_sum(manifests, "speech_s"))
-    assert sums["SourceBytes"] == _sum(recordings, "source_bytes")
+    assert sums["AudioSeconds"] == pytest.approx(_total(recordings, "decoded_duration_s"))
+    assert sums["SpeechSeconds"] == pytest.approx(_total(manifests, "speech_s"))
+    assert sums["SourceBytes"] == _total(recordings, "source_bytes")
     assert sums["Segments"] == len(segments)
-    assert sums["SegmentBytes"] == _sum(segments, "bytes")
+    assert sums["SegmentBytes"] == _total(segments, "bytes")
 
-    done = [metrics_of(line) for line in lines if line["event"] == "job_succeeded"]
-    for each in done:
-        assert each["JobDuration"] > 0
-        assert each["DownloadMbps"] > 0
-        assert each["SplitRtf"] > 0
-        assert each["QueueWait"] >= 0
-        assert 0 < each["ScratchUsed"] <= 100
-    told = [line for line in lines if "_aws" in line]
-    assert [dimensions_of(line) for line in told] == [
-        [{"Environment": "test", "Queue": site.services.queues.name}] for _ in told
-    ]
-
-
-async def test_a_job_done_before_is_skipped_and_without_an_environment_nothing_is_told(
-    site: Site, start_worker: StartWorker, speech: Path
-) -> None:
-    await site.put_recordings([speech])
-    await site.send(site.job(speech.name))
-    silent = await start_worker(site, "--once")
-    assert await silent.wait() == 0
-    assert silent.events("job_succeeded")
-    assert not any("_aws" in line for line in silent.lines())
-
-    await site.send(site.job(speech.name))
-    worker = await start_worker(site, "--once", STT_ENVIRONMENT="test")
-    assert await worker.wait() == 0
-    sums = _sums(worker.lines())
-    assert sums.pop("QueueWait") >= 0
-    assert sums == {"JobsSkipped": 1}
+    for line in worker.events("job_succeeded"):
+        metrics = metrics_of(line)
+        assert metrics["JobDuration"] > 0
+        assert metrics["DownloadMbps"] > 0
+        assert metrics["SplitRtf"] > 0
+        assert metrics["QueueWait"] >= 0
+        assert 0 < metrics["ScratchUsed"] <= 100
+    for line in lines:
+        if "_aws" in line:
+            assert dimensions_of(line) == [{"Environment": "test", "Queue": site.services.queues.name}]
 
 
 def _sums(lines: list[Any]) -> dict[str, float]:
@@ -74,6 +63,6 @@ def _sums(lines: list[Any]) -> dict[str, float]:
     return sums
 
 
-def _sum(of: list[Any], name: str) -> float:
-    total: float = sum(each[name] for each in of)
+def _total(rows: list[Any], name: str) -> float:
+    total: float = sum(row[name] for row in rows)
     return total
