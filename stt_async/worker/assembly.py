@@ -1,9 +1,8 @@
 """Assembles the worker: services, scratch, pool, leases, breaker, daemon. Preflight comes before the first receive."""
 
-import asyncio
 import faulthandler
 from collections import Counter
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -25,6 +24,7 @@ from stt_async.worker.pool import open_pool
 from stt_async.worker.preflight import require_services
 from stt_async.worker.running_jobs import RunningJobs
 from stt_async.worker.scratch import open_scratch
+from stt_async.worker.side_tasks import side_tasks
 from stt_async.worker.stop import Stop, on_signals
 from stt_async.worker.watchdog import Activity, Watchdog, notify
 
@@ -46,10 +46,10 @@ async def work_until_empty(settings: Settings) -> Counter[str]:
     async def watch(queue: JobQueue, stop: Stop) -> None:
         await stop_when_empty(queue, stop, drain_timeout_s=settings.drain_timeout_s)
 
-    return await work(settings, watch)
+    return await work(settings, queue_empty=watch)
 
 
-async def work(settings: Settings, *watches: Watch) -> Counter[str]:
+async def work(settings: Settings, **watches: Watch) -> Counter[str]:
     """Run the worker until a signal, an interruption of its instance, or one of `watches` stops it.
 
     Returns:
@@ -80,7 +80,7 @@ async def work(settings: Settings, *watches: Watch) -> Counter[str]:
                 if imds is not None:
                     interruptions = Interruptions(imds, stop, lifecycle, drain_timeout_s=settings.drain_timeout_s)
                     await interruptions.poll_once()
-                    watches += (lambda _queue, _stop: interruptions.run(),)
+                    watches["interruptions"] = lambda _queue, _stop: interruptions.run()
                 counts = await _run(
                     settings, services, pipeline=pipeline, stop=stop, lifecycle=lifecycle, watches=watches
                 )
@@ -112,7 +112,7 @@ async def _run(
     pipeline: SplitPipeline,
     stop: Stop,
     lifecycle: Lifecycle,
-    watches: tuple[Watch, ...],
+    watches: Mapping[str, Watch],
 ) -> Counter[str]:
     queue = await services.queue()
     leases = Leases(queue.on(services.heartbeat_sqs), settings.visibility_timeout_s)
@@ -136,21 +136,18 @@ async def _run(
         when_idle=lifecycle.terminate_when_idle,
     )
     watchdog = _watchdog(settings, daemon, jobs, leases)
-    async with asyncio.TaskGroup() as group:
-        # A side task that fails stops the daemon, which releases its messages.
-        beside = [
-            group.create_task(leases.run(), name="heartbeats"),
-            group.create_task(breaker.run(), name="breaker"),
-            group.create_task(daemon.release_unfinishable(), name="release-unfinishable"),
-            group.create_task(lifecycle.run(), name="lifecycle-heartbeats"),
-            group.create_task(watchdog.run(), name="watchdog"),
-            group.create_task(watchdog.announce(stop), name="announce-stop"),
-            group.create_task(watch_lag(), name="loop-lag"),
-        ]
-        beside += [group.create_task(watch(queue, stop), name="watch") for watch in watches]
+    beside = {
+        "heartbeats": leases.run(),
+        "breaker": breaker.run(),
+        "release-unfinishable": daemon.release_unfinishable(),
+        "lifecycle-heartbeats": lifecycle.run(),
+        "watchdog": watchdog.run(),
+        "announce-stop": watchdog.announce(stop),
+        "loop-lag": watch_lag(),
+        **{name: watch(queue, stop) for name, watch in watches.items()},
+    }
+    async with side_tasks(beside):
         await daemon.run()
-        for task in beside:
-            task.cancel()
     return jobs.counts
 
 
