@@ -4,6 +4,7 @@ import faulthandler
 from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import Any
 
 from stt_async.concurrency import run_unless
@@ -24,7 +25,7 @@ from stt_async.worker.pool import open_pool
 from stt_async.worker.preflight import require_services
 from stt_async.worker.running_jobs import RunningJobs
 from stt_async.worker.scratch import open_scratch
-from stt_async.worker.side_tasks import side_tasks
+from stt_async.worker.side_tasks import Work, side_tasks
 from stt_async.worker.stop import Stop, on_signals
 from stt_async.worker.watchdog import Activity, Watchdog, notify
 
@@ -136,15 +137,15 @@ async def _run(
         when_idle=lifecycle.terminate_when_idle,
     )
     watchdog = _watchdog(settings, daemon, jobs, leases)
-    beside = {
-        "heartbeats": leases.run(),
-        "breaker": breaker.run(),
-        "release-unfinishable": daemon.release_unfinishable(),
-        "lifecycle-heartbeats": lifecycle.run(),
-        "watchdog": watchdog.run(),
-        "announce-stop": watchdog.announce(stop),
-        "loop-lag": watch_lag(),
-        **{name: watch(queue, stop) for name, watch in watches.items()},
+    beside: dict[str, Work] = {
+        "heartbeats": leases.run,
+        "breaker": breaker.run,
+        "release-unfinishable": daemon.release_unfinishable,
+        "lifecycle-heartbeats": lifecycle.run,
+        "watchdog": watchdog.run,
+        "announce-stop": partial(watchdog.announce, stop),
+        "loop-lag": watch_lag,
+        **{name: partial(watch, queue, stop) for name, watch in watches.items()},
     }
     async with side_tasks(beside):
         await daemon.run()

@@ -1,7 +1,7 @@
 """The tasks that run beside the daemon: heartbeats, probes, notices, the watchdog."""
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -9,9 +9,11 @@ import structlog
 
 _log = structlog.get_logger()
 
+Work = Callable[[], Coroutine[Any, Any, None]]
+
 
 @asynccontextmanager
-async def side_tasks(works: Mapping[str, Coroutine[Any, Any, None]]) -> AsyncIterator[None]:
+async def side_tasks(works: Mapping[str, Work]) -> AsyncIterator[None]:
     """Run `works`, by name, while the block runs; cancel them at its end.
 
     A side task that fails is logged by its name and cancels the block: the daemon drains and releases its messages.
@@ -26,9 +28,9 @@ async def side_tasks(works: Mapping[str, Coroutine[Any, Any, None]]) -> AsyncIte
             task.cancel()
 
 
-async def _logged(name: str, work: Coroutine[Any, Any, None]) -> None:
+async def _logged(name: str, work: Work) -> None:
     try:
-        await work
+        await work()
     except Exception:
         _log.exception("side_task_failed", task=name)
         raise

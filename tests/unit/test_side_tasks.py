@@ -18,12 +18,17 @@ async def _fail() -> None:
 
 async def test_failed_side_task_is_logged_by_name_and_ends_the_daemon() -> None:
     drained = False
-    with capture_logs() as lines, pytest.raises(ExceptionGroup) as caught:
-        async with side_tasks({"heartbeats": _fail(), "watchdog": _for_ever()}):
+
+    async def daemon() -> None:
+        nonlocal drained
+        async with side_tasks({"heartbeats": _fail, "watchdog": _for_ever}):
             try:
                 await _for_ever()
             finally:
                 drained = True
+
+    with capture_logs() as lines, pytest.raises(ExceptionGroup) as caught:
+        await daemon()
     assert drained
     assert [type(error) for error in caught.value.exceptions] == [ZeroDivisionError]
     [line] = lines
@@ -32,6 +37,6 @@ async def test_failed_side_task_is_logged_by_name_and_ends_the_daemon() -> None:
 
 async def test_side_tasks_are_cancelled_without_a_log_line_when_the_daemon_ends() -> None:
     with capture_logs() as lines:
-        async with asyncio.timeout(5), side_tasks({"heartbeats": _for_ever(), "watchdog": _for_ever()}):
+        async with asyncio.timeout(5), side_tasks({"heartbeats": _for_ever, "watchdog": _for_ever}):
             pass
     assert lines == []
