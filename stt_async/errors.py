@@ -6,6 +6,7 @@
     │   └── RetryJobError     the same, and no retry within the attempt
     ├── DependencyError       a service refuses this process; a probe decides whether it refuses everyone
     │   └── OutageError       it does: receiving stops, and no receive is spent on it
+    │       └── LastingOutageError  the same; a command that a person typed does not retry it
     └── WorkerLostError       the pool process died or hung: back to the queue
 
 Each has a short `code`, stable for logs and dead letters, and a sentence for people.
@@ -73,6 +74,10 @@ class DependencyError(ClassifiedError):
 
 class OutageError(DependencyError):
     """A service is out of reach, or credentials ran out: never the fault of one job. A retry of the call may help."""
+
+
+class LastingOutageError(OutageError):
+    """An outage that rarely passes within minutes: an unknown host, no credentials, expired credentials."""
 
 
 class WorkerLostError(ClassifiedError):

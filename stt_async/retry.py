@@ -29,18 +29,34 @@ class Retry:
 
     timeout_s: float
     max_wait_s: float
+    never: tuple[type[ClassifiedError], ...] = (RetryJobError,)
+    """Errors that are raised at once, although a wider class of theirs is retried."""
+    on_wait: Callable[[str, float], None] | None = None
+    """Called before each wait with the last error's message and the seconds that are left until the timeout."""
 
     async def __call__(self, call: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
         """Return the result of `call(*args, **kwargs)`, called as often as needed."""
         # A tenacity object holds the state of one call, and many calls run at once.
         retrying = AsyncRetrying(
-            retry=retry_if_exception(_may_pass),
+            retry=retry_if_exception(self._may_pass),
             wait=wait_random_exponential(multiplier=0.25, max=self.max_wait_s),
             stop=stop_before_delay(self.timeout_s),
-            before_sleep=_log_retry,
+            before_sleep=self._announce,
             reraise=True,
         )
         return await retrying(call, *args, **kwargs)
+
+    def _may_pass(self, error: BaseException) -> bool:
+        return isinstance(error, TransientError | OutageError) and not isinstance(error, self.never)
+
+    def _announce(self, state: RetryCallState) -> None:
+        error = state.outcome.exception() if state.outcome else None
+        if not isinstance(error, ClassifiedError) or state.next_action is None:
+            return
+        wait_s = round(state.next_action.sleep, 2)
+        _log.warning("call_retried", attempt=state.attempt_number, wait_s=wait_s, code=error.code, error=str(error))
+        if self.on_wait is not None:
+            self.on_wait(error.message, self.timeout_s - (state.seconds_since_start or 0.0))
 
 
 def redelivery_delay_s(receive_count: int) -> int:
@@ -50,16 +66,3 @@ def redelivery_delay_s(receive_count: int) -> int:
     """
     span_s = min(REDELIVERY_CAP_S, REDELIVERY_BASE_S * 2.0 ** (receive_count - 1))
     return 1 + int(random.uniform(0, span_s))  # noqa: S311 - jitter, not a secret
-
-
-def _may_pass(error: BaseException) -> bool:
-    if isinstance(error, RetryJobError):
-        return False
-    return isinstance(error, TransientError | OutageError)
-
-
-def _log_retry(state: RetryCallState) -> None:
-    error = state.outcome.exception() if state.outcome else None
-    wait_s = state.next_action.sleep if state.next_action else 0.0
-    code = error.code if isinstance(error, ClassifiedError) else None
-    _log.warning("call_retried", attempt=state.attempt_number, wait_s=round(wait_s, 2), code=code, error=str(error))

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from stt_async.concurrency import gather_or_cancel
 from stt_async.job import AUDIO_SUFFIXES, SplitJob, split_job_id
-from stt_async.services.connections import Connections, connect
+from stt_async.services.connections import Connections, connect, operator_retry
 from stt_async.services.queue import BATCH
 from stt_async.services.sink import ManifestHead
 from stt_async.services.source import SourceObject
@@ -58,7 +58,7 @@ async def enqueue(settings: Settings, selection: Selection, progress: Callable[[
         ClassifiedError: a service failed for longer than the retry policy allows. Jobs sent until then stay in the
             queue. Run the command again to send the rest: a job that is sent twice is committed once.
     """
-    async with connect(settings) as services:
+    async with connect(settings, operator_retry(settings)) as services:
         queue = await services.queue()
 
         async def send(jobs: Sequence[SplitJob]) -> None:
@@ -74,7 +74,7 @@ async def preview(settings: Settings, selection: Selection, progress: Callable[[
     async def send_nothing(_: Sequence[SplitJob]) -> None:
         pass
 
-    async with connect(settings) as services:
+    async with connect(settings, operator_retry(settings)) as services:
         return await _send_open_jobs(settings, services, selection, send_nothing, progress)
 
 

@@ -12,12 +12,14 @@ from stt_async.retry import Retry
 from stt_async.services.aws import (
     autoscaling_client,
     error_code,
+    open_session,
     operator_client,
     refusal,
     s3_client,
     sqs_client,
     translated,
 )
+from stt_async.services.connections import operator_retry
 from stt_async.settings import Settings
 
 if TYPE_CHECKING:
@@ -96,13 +98,14 @@ class AwsAccount:
 @asynccontextmanager
 async def open_account(settings: Settings) -> AsyncIterator[AwsAccount]:
     """Open the clients, and close them after the block."""
+    session = await open_session(settings)
     async with (
-        operator_client(settings, "cloudformation") as cloudformation,
-        operator_client(settings, "cloudwatch") as cloudwatch,
-        operator_client(settings, "logs") as logs,
-        autoscaling_client(settings) as autoscaling,
-        s3_client(settings) as s3,
-        sqs_client(settings) as sqs,
+        operator_client(session, "cloudformation") as cloudformation,
+        operator_client(session, "cloudwatch") as cloudwatch,
+        operator_client(session, "logs") as logs,
+        autoscaling_client(session) as autoscaling,
+        s3_client(session, settings) as s3,
+        sqs_client(session) as sqs,
     ):
         yield AwsAccount(
             region=settings.aws_region,
@@ -112,7 +115,7 @@ async def open_account(settings: Settings) -> AsyncIterator[AwsAccount]:
             logs=logs,
             s3=s3,
             sqs=sqs,
-            retry=Retry(settings.retry_timeout_s, settings.retry_max_wait_s),
+            retry=operator_retry(settings),
         )
 
 

@@ -5,7 +5,7 @@ import tempfile
 from collections.abc import AsyncIterator
 
 from stt_async.errors import TransientError
-from stt_async.services.connections import connect
+from stt_async.services.connections import connect, operator_retry
 from stt_async.settings import Settings
 from stt_async.worker.pool import open_pool
 from stt_async.worker.preflight import Check, checks, run_check
@@ -38,7 +38,7 @@ async def examine(settings: Settings) -> AsyncIterator[Check]:
 
     yield await run_check(f"scratch {settings.scratch_dir}", scratch, "Set STT_SCRATCH_DIR to a writable folder")
     yield await run_check("model", model, "Remove .venv and run bin/doctor again, which installs the environment anew")
-    async with connect(impatient) as services:
+    async with connect(impatient, operator_retry(impatient)) as services:
         async for check in checks(services, impatient):
             yield check
 

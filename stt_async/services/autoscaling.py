@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, Literal, Protocol
 
-from stt_async.services.aws import autoscaling_client, translated
+from stt_async.services.aws import autoscaling_client, open_session, translated
 from stt_async.services.imds import Imds
 from stt_async.settings import Settings
 
@@ -69,5 +69,5 @@ async def open_group(settings: Settings, imds: Imds | None) -> AsyncIterator[Own
     if imds is None or not settings.autoscaling_group:
         yield None
         return
-    async with autoscaling_client(settings) as client:
+    async with autoscaling_client(await open_session(settings)) as client:
         yield OwnGroup(client, imds, settings.autoscaling_group)

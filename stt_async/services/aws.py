@@ -1,5 +1,6 @@
 """The AWS clients, and the failure classes of their errors."""
 
+import socket
 from collections.abc import Iterator
 from contextlib import AbstractAsyncContextManager, contextmanager
 from typing import TYPE_CHECKING, Any, Literal
@@ -7,6 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import aioboto3
 import aiohttp
 from aiobotocore.config import AioConfig
+from aiobotocore.credentials import AioCredentialResolver
+from aiobotocore.session import get_session
 from botocore.exceptions import (
     BotoCoreError,
     ClientError,
@@ -15,8 +18,10 @@ from botocore.exceptions import (
     EndpointConnectionError,
     NoCredentialsError,
     PartialCredentialsError,
+    ProfileNotFound,
     ProxyConnectionError,
     SSLError,
+    SSOError,
 )
 from botocore.parsers import ResponseParserError
 
@@ -24,6 +29,7 @@ from stt_async.errors import (
     UNREACHABLE,
     ClassifiedError,
     DependencyError,
+    LastingOutageError,
     OutageError,
     RetryJobError,
     TransientError,
@@ -66,33 +72,49 @@ and NTP sets the clock."""
 GONE = frozenset({"NoSuchBucket", "AWS.SimpleQueueService.NonExistentQueue", "QueueDoesNotExist", "PermanentRedirect"})
 """Error codes of a bucket or a queue that does not exist."""
 
+_NO_SUCH_NAME = frozenset({socket.EAI_NONAME, socket.EAI_NODATA})
+"""Answers of the resolver that a name does not exist; EAI_AGAIN says that no name server answered."""
+
+_NO_CREDENTIALS = (NoCredentialsError, PartialCredentialsError, CredentialRetrievalError, ProfileNotFound, SSOError)
+
+_CREDENTIALS = "set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or run under an instance role"
+
 _TIMEOUT_S = 30
 
 
-def s3_client(settings: Settings) -> "AbstractAsyncContextManager[S3Client]":
+async def open_session(settings: Settings) -> aioboto3.Session:
+    """Look for credentials, once for all clients of the session: each look waits a second or two for IMDS off EC2.
+
+    Raises:
+        OutageError: the credentials are incomplete, or their source does not answer.
+    """
+    chain = get_session()
+    with translated("AWS"):
+        if await chain.get_credentials() is None:  # each client would look again
+            chain.register_component("credential_provider", AioCredentialResolver([]))
+        return aioboto3.Session(botocore_session=chain, region_name=settings.aws_region)
+
+
+def s3_client(session: aioboto3.Session, settings: Settings) -> "AbstractAsyncContextManager[S3Client]":
     """Return the S3 client; enter it once a process. It sends AWS's default checksums (CRC32 of each body)."""
-    return _session(settings).client("s3", config=_config(settings.uploads + 8))
+    return session.client("s3", config=_config(settings.uploads + 8))
 
 
-def sqs_client(settings: Settings) -> "AbstractAsyncContextManager[SQSClient]":
+def sqs_client(session: aioboto3.Session) -> "AbstractAsyncContextManager[SQSClient]":
     """Return an SQS client. Its read timeout is longer than a long poll of 20 s."""
-    return _session(settings).client("sqs", config=_config(32))
+    return session.client("sqs", config=_config(32))
 
 
-def autoscaling_client(settings: Settings) -> AbstractAsyncContextManager[Any]:
+def autoscaling_client(session: aioboto3.Session) -> AbstractAsyncContextManager[Any]:
     """Return an Auto Scaling client."""
-    return _session(settings).client("autoscaling", config=_config(4))
+    return session.client("autoscaling", config=_config(4))
 
 
 def operator_client(
-    settings: Settings, service: Literal["cloudformation", "cloudwatch", "logs"]
+    session: aioboto3.Session, service: Literal["cloudformation", "cloudwatch", "logs"]
 ) -> AbstractAsyncContextManager[Any]:
     """Return the client of a service that only operator commands call."""
-    return _session(settings).client(service, config=_config(4))
-
-
-def _session(settings: Settings) -> aioboto3.Session:
-    return aioboto3.Session(region_name=settings.aws_region)
+    return session.client(service, config=_config(4))
 
 
 def _config(connections: int) -> AioConfig:
@@ -114,13 +136,20 @@ def translated(service: str) -> Iterator[None]:
         yield
     except ClientError as error:
         raise _classify(service, error) from error
-    except (NoCredentialsError, PartialCredentialsError, CredentialRetrievalError) as error:
-        raise OutageError("no_credentials", f"{service}: no usable AWS credentials ({error})") from error
+    except _NO_CREDENTIALS as error:
+        raise LastingOutageError("no_credentials", f"{service}: {error}; {_CREDENTIALS}") from error
     except (EndpointConnectionError, ConnectTimeoutError, ProxyConnectionError, SSLError) as error:
-        raise OutageError(UNREACHABLE, f"{service} is out of reach: {error}") from error
+        raise unreachable(service, error, error.kwargs.get("error")) from error
     # aiohttp's errors: a body that breaks off. The parser's: the answer is a proxy's page instead of the service's.
     except (BotoCoreError, ResponseParserError, aiohttp.ClientError, OSError) as error:
         raise TransientError("connection_broken", f"{service}: {str(error) or type(error).__name__}") from error
+
+
+def unreachable(service: str, error: Exception, cause: object) -> OutageError:
+    """Return the failure of a connection that was not opened, for the `cause` that aiohttp names."""
+    if isinstance(cause, aiohttp.ClientConnectorDNSError) and cause.os_error.errno in _NO_SUCH_NAME:
+        return LastingOutageError("unknown_host", f"{service}: the host {cause.host} does not exist")
+    return OutageError(UNREACHABLE, f"{service} is out of reach: {error}")
 
 
 def error_code(error: ClientError) -> str:
@@ -139,5 +168,5 @@ def _classify(service: str, error: ClientError) -> ClassifiedError:
 def refusal(code: str, message: str) -> DependencyError | None:
     """Return the failure if a server that speaks S3 refuses this process by this error code; else None."""
     if code in EXPIRED:
-        return OutageError(code, message)
+        return LastingOutageError(code, message)
     return DependencyError(code, message) if code in REFUSED or code in GONE else None

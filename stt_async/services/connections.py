@@ -5,8 +5,10 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from stt_async.errors import LastingOutageError, RetryJobError
+from stt_async.progress import wait_lines
 from stt_async.retry import Retry
-from stt_async.services.aws import s3_client, sqs_client
+from stt_async.services.aws import open_session, s3_client, sqs_client
 from stt_async.services.bucket import Bucket
 from stt_async.services.failure_records import FailureRecords
 from stt_async.services.queue import JobQueue, open_queue
@@ -40,14 +42,29 @@ class Connections:
         return await open_queue(self._sqs, self._queue, self._retry)
 
 
+def daemon_retry(settings: Settings) -> Retry:
+    """Return the policy of the daemon: it retries whatever may pass."""
+    return Retry(settings.retry_timeout_s, settings.retry_max_wait_s)
+
+
+def operator_retry(settings: Settings) -> Retry:
+    """Return the policy of a command that a person typed: it shows its waits, and fails at once if they do not help."""
+    return Retry(
+        settings.retry_timeout_s,
+        settings.retry_max_wait_s,
+        never=(RetryJobError, LastingOutageError),
+        on_wait=wait_lines(),
+    )
+
+
 @asynccontextmanager
-async def connect(settings: Settings) -> AsyncIterator[Connections]:
+async def connect(settings: Settings, retry: Retry) -> AsyncIterator[Connections]:
     """Open the clients, and close them at the end."""
-    retry = Retry(settings.retry_timeout_s, settings.retry_max_wait_s)
+    session = await open_session(settings)
     async with (
-        sqs_client(settings) as sqs,
-        sqs_client(settings) as heartbeat_sqs,
-        s3_client(settings) as s3,
+        sqs_client(session) as sqs,
+        sqs_client(session) as heartbeat_sqs,
+        s3_client(session, settings) as s3,
         open_source(settings, s3, retry) as source,
     ):
         output = Bucket(

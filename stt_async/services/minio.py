@@ -10,8 +10,8 @@ import aiohttp
 from miniopy_async.api import Minio
 from miniopy_async.error import InvalidResponseError, MinioException, S3Error, ServerError
 
-from stt_async.errors import UNREACHABLE, ClassifiedError, OutageError, PermanentError, TransientError
-from stt_async.services.aws import refusal
+from stt_async.errors import ClassifiedError, PermanentError, TransientError
+from stt_async.services.aws import refusal, unreachable
 from stt_async.settings import Settings
 
 
@@ -46,7 +46,7 @@ def translated_minio(what: str) -> Iterator[None]:
     except MinioException as error:
         raise _classify(what, error) from error
     except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
-        raise OutageError(UNREACHABLE, f"{what} is out of reach: {error}") from error
+        raise unreachable(what, error, error) from error
     except (aiohttp.ClientError, TimeoutError, ParseError) as error:
         raise TransientError("connection_broken", f"{what}: {str(error) or type(error).__name__}") from error
 

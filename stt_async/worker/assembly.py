@@ -9,7 +9,7 @@ from typing import Any
 
 from stt_async.concurrency import run_unless
 from stt_async.services.autoscaling import open_group
-from stt_async.services.connections import Connections, connect
+from stt_async.services.connections import Connections, connect, daemon_retry
 from stt_async.services.imds import open_imds
 from stt_async.services.queue import JobQueue
 from stt_async.settings import Settings
@@ -72,7 +72,7 @@ async def work(settings: Settings, **watches: Watch) -> Counter[str]:
                 drain_timeout_s=settings.drain_timeout_s,
             )
             async with AsyncExitStack() as stack:
-                services = await stack.enter_async_context(connect(settings))
+                services = await stack.enter_async_context(connect(settings, daemon_retry(settings)))
                 async with lifecycle.completing_launch():
                     pipeline = await run_unless(stop.wait(), _open_pipeline(settings, services, stack))
                 if pipeline is None:

@@ -15,7 +15,7 @@ import soundfile
 from stt_async import settings
 from stt_async.errors import LeaseLostError, WorkerLostError
 from stt_async.params import SplitLimits, SplitParams
-from stt_async.services.connections import Connections, connect
+from stt_async.services.connections import Connections, connect, daemon_retry
 from stt_async.services.queue import Message
 from stt_async.worker.estimates import Estimates
 from stt_async.worker.lease import Leases
@@ -49,7 +49,7 @@ class LethalPool:
 async def services(site: Site, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Connections]:
     for name, value in site.environment().items():
         monkeypatch.setenv(name, value)
-    async with connect(settings.load()) as connections:
+    async with connect(ours := settings.load(), daemon_retry(ours)) as connections:
         yield connections
 
 

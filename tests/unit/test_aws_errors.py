@@ -1,5 +1,8 @@
 """The failure classes of botocore's errors."""
 
+import socket
+from unittest.mock import Mock
+
 import aiohttp
 import pytest
 from botocore.exceptions import (
@@ -11,6 +14,7 @@ from botocore.exceptions import (
     HTTPClientError,
     NoCredentialsError,
     PartialCredentialsError,
+    ProfileNotFound,
     ProxyConnectionError,
     ReadTimeoutError,
     ResponseStreamingError,
@@ -21,6 +25,7 @@ from stt_async.errors import (
     UNREACHABLE,
     ClassifiedError,
     DependencyError,
+    LastingOutageError,
     LeaseLostError,
     OutageError,
     PermanentError,
@@ -74,9 +79,9 @@ def test_refusal_is_a_dependency_error(code: str) -> None:
 @pytest.mark.parametrize(
     "code", ["ExpiredToken", "ExpiredTokenException", "RequestExpired", "RequestTimeTooSkewed", "TokenRefreshRequired"]
 )
-def test_expired_credentials_or_a_wrong_clock_are_an_outage(code: str) -> None:
+def test_expired_credentials_or_a_wrong_clock_are_a_lasting_outage(code: str) -> None:
     error = failure(answer(code))
-    assert isinstance(error, OutageError)
+    assert isinstance(error, LastingOutageError)
     assert error.code == code
 
 
@@ -95,12 +100,13 @@ def test_any_other_code_is_transient(code: str) -> None:
         NoCredentialsError(),
         PartialCredentialsError(provider="env", cred_var="AWS_SECRET_ACCESS_KEY"),
         CredentialRetrievalError(provider="iam-role", error_msg="no answer"),
+        ProfileNotFound(profile="mistyped"),
     ],
     ids=lambda error: type(error).__name__,
 )
-def test_missing_credentials_are_an_outage(error: Exception) -> None:
+def test_missing_credentials_are_a_lasting_outage(error: Exception) -> None:
     found = failure(error)
-    assert isinstance(found, OutageError)
+    assert isinstance(found, LastingOutageError)
     assert found.code == "no_credentials"
 
 
@@ -116,8 +122,22 @@ def test_missing_credentials_are_an_outage(error: Exception) -> None:
 )
 def test_unreachable_service_is_an_outage(error: Exception) -> None:
     found = failure(error)
-    assert isinstance(found, OutageError)
+    assert type(found) is OutageError
     assert found.code == UNREACHABLE
+
+
+@pytest.mark.parametrize(
+    ("errno", "kind", "code"),
+    [
+        (socket.EAI_NONAME, LastingOutageError, "unknown_host"),
+        (socket.EAI_AGAIN, OutageError, UNREACHABLE),
+    ],
+    ids=["no such name", "no answer from DNS"],
+)
+def test_only_a_name_that_does_not_exist_is_a_lasting_outage(errno: int, kind: type[OutageError], code: str) -> None:
+    cause = aiohttp.ClientConnectorDNSError(Mock(host="mistyped"), socket.gaierror(errno, "because"))
+    found = failure(EndpointConnectionError(endpoint_url=URL, error=cause))
+    assert (type(found), found.code) == (kind, code)
 
 
 @pytest.mark.parametrize(

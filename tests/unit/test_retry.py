@@ -1,6 +1,7 @@
 """The retry policy, and the delay before a redelivery."""
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 from stt_async.errors import (
     UNREACHABLE,
     DependencyError,
+    LastingOutageError,
     LeaseLostError,
     OutageError,
     PermanentError,
@@ -40,7 +42,11 @@ class Call:
 
 @pytest.mark.parametrize(
     "error",
-    [TransientError("SlowDown", "503"), OutageError(UNREACHABLE, "no route")],
+    [
+        TransientError("SlowDown", "503"),
+        OutageError(UNREACHABLE, "no route"),
+        LastingOutageError("no_credentials", "none"),
+    ],
     ids=lambda error: error.code,
 )
 async def test_passing_errors_are_retried(error: Exception) -> None:
@@ -85,6 +91,24 @@ async def test_timeout_of_zero_allows_one_try() -> None:
     with pytest.raises(TransientError):
         await Retry(timeout_s=0.0, max_wait_s=0.001)(call)
     assert call.calls == 1
+
+
+async def test_an_error_that_the_policy_never_retries_is_raised_at_once() -> None:
+    shown: list[str] = []
+    call = Call(LastingOutageError("unknown_host", "no such host"))
+    with pytest.raises(LastingOutageError):
+        await replace(LONG_RETRY, never=(LastingOutageError,), on_wait=lambda reason, _: shown.append(reason))(call)
+    assert (call.calls, shown) == (1, [])
+
+
+async def test_each_wait_is_announced_with_its_reason_and_the_time_left() -> None:
+    announced: list[tuple[str, float]] = []
+    call = Call(OutageError(UNREACHABLE, "refused"), TransientError("SlowDown", "503"))
+    async with asyncio.timeout(TIMEOUT_S):
+        await replace(LONG_RETRY, on_wait=lambda reason, left_s: announced.append((reason, left_s)))(call)
+    (first, first_s), (second, second_s) = announced
+    assert (first, second) == ("refused", "503")
+    assert LONG_RETRY.timeout_s >= first_s >= second_s > 0
 
 
 async def test_concurrent_calls_do_not_share_state() -> None:

@@ -10,7 +10,15 @@ import aiohttp
 import pytest
 from miniopy_async.error import InvalidResponseError, MinioException, S3Error, ServerError
 
-from stt_async.errors import UNREACHABLE, ClassifiedError, DependencyError, OutageError, PermanentError, TransientError
+from stt_async.errors import (
+    UNREACHABLE,
+    ClassifiedError,
+    DependencyError,
+    LastingOutageError,
+    OutageError,
+    PermanentError,
+    TransientError,
+)
 from stt_async.services.minio import ReplacedError, translated_minio
 
 WHAT = "MinIO (audio/amdo/001.mp3)"
@@ -34,8 +42,8 @@ def connector_error(kind: type[aiohttp.ClientConnectorError], cause: Any) -> aio
         (s3_error("SignatureDoesNotMatch", 403), DependencyError, "SignatureDoesNotMatch"),
         (s3_error(None, 403), DependencyError, "AccessDenied"),
         (InvalidResponseError(403, "text/html", "from the CDN"), DependencyError, "AccessDenied"),
-        (s3_error("RequestTimeTooSkewed", 403), OutageError, "RequestTimeTooSkewed"),
-        (s3_error("ExpiredToken", 400), OutageError, "ExpiredToken"),
+        (s3_error("RequestTimeTooSkewed", 403), LastingOutageError, "RequestTimeTooSkewed"),
+        (s3_error("ExpiredToken", 400), LastingOutageError, "ExpiredToken"),
         (InvalidResponseError(401, "text/html", "from the CDN"), DependencyError, "AccessDenied"),
         (s3_error("NoSuchBucket", 404), DependencyError, "NoSuchBucket"),
         (s3_error("SlowDown", 503), TransientError, "SlowDown"),
@@ -44,7 +52,11 @@ def connector_error(kind: type[aiohttp.ClientConnectorError], cause: Any) -> aio
         (InvalidResponseError(503, "text/html", "from the CDN"), TransientError, "http_503"),
         (MinioException("any other"), TransientError, "http_0"),
         (connector_error(aiohttp.ClientConnectorError, OSError(111, "refused")), OutageError, UNREACHABLE),
-        (connector_error(aiohttp.ClientConnectorDNSError, OSError(-2, "no such host")), OutageError, UNREACHABLE),
+        (
+            connector_error(aiohttp.ClientConnectorDNSError, OSError(-2, "no such host")),
+            LastingOutageError,
+            "unknown_host",
+        ),
         (
             connector_error(aiohttp.ClientConnectorCertificateError, ssl.SSLCertVerificationError("expired")),
             OutageError,
