@@ -42,17 +42,21 @@ class VadParams:
     """Segments that stay shorter, padding included, are dropped and counted."""
 
     def __post_init__(self) -> None:
-        """Raise ValueError for values that contradict each other."""
+        """Raise ValueError for values that contradict each other, with a clause for each contradiction."""
+        contradictions: list[str] = []
         if not 0 < self.neg_threshold <= self.threshold < 1:
-            raise ValueError(
-                f"neg_threshold is {self.neg_threshold} and threshold is {self.threshold}; "
-                "they must satisfy 0 < neg_threshold <= threshold < 1"
+            contradictions.append(
+                f"neg_threshold is {self.neg_threshold} and threshold {self.threshold}: "
+                "choose 0 < neg_threshold <= threshold < 1"
             )
         if not 0 < 2 * self.min_segment_duration_s <= self.max_speech_duration_s <= LONGEST_SEGMENT_S:
-            raise ValueError(
-                f"max_speech_duration_s is {self.max_speech_duration_s}; it must be at least twice "
-                f"min_segment_duration_s ({self.min_segment_duration_s}), and at most {LONGEST_SEGMENT_S}"
+            contradictions.append(
+                f"max_speech_duration_s is {self.max_speech_duration_s} and min_segment_duration_s "
+                f"{self.min_segment_duration_s}: choose a maximum of at least twice the minimum, and at most "
+                f"{LONGEST_SEGMENT_S}"
             )
+        if contradictions:
+            raise ValueError("; ".join(contradictions))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
