@@ -1,4 +1,4 @@
-"""`deploy`: what instances boot from, the stack, and how many there are."""
+"""`deploy`: the release, the stack and the instances of a fleet."""
 
 import asyncio
 import sys
@@ -12,7 +12,8 @@ from rich.filesize import decimal
 from rich.table import Table
 
 from stt_async import settings
-from stt_async.cli.terminal import AsJson, EnvFile, err, print_err, print_json, print_out
+from stt_async.cli.options import AsJson, EnvFile
+from stt_async.cli.terminal import err, print_err, print_json, print_out
 from stt_async.errors import SettingsError
 from stt_async.fleet import artifact, deployment, group, worker_logs
 from stt_async.fleet.account import AwsAccount, open_account
@@ -25,20 +26,20 @@ from stt_async.progress import progress
 STACK = "stt-async"
 DIST = Path("dist")
 
-deploy = typer.Typer(help="The fleet: its release, its stack, its instances.", no_args_is_help=True)
+deploy = typer.Typer(help="Manage the fleet: its release, stack and instances.", no_args_is_help=True)
 
 StackName = Annotated[str, typer.Option("--stack", envvar="STT_STACK", help="Name of the stack.")]
-Yes = Annotated[bool, typer.Option("--yes", help="Ask nothing.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be done, change nothing.")]
+Yes = Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Show the changes, but make none.")]
 
 
 @deploy.command()
 def build(
     *,
-    out_dir: Annotated[Path, typer.Option("--out", help="Gets the tarball, and keeps the wheels.")] = DIST,
+    out_dir: Annotated[Path, typer.Option("--out", help="Folder for the tarball and the wheels.")] = DIST,
     as_json: AsJson = False,
 ) -> None:
-    """Build what instances boot from: one tarball, named by its sha256; the same checkout gives the same bytes."""
+    """Build a release. It is one tarball, named by its sha256; the same checkout gives the same bytes."""
     built = artifact.build(out_dir)
     if as_json:
         print_json({"file": str(built.file), "sha256": built.sha256, "bytes": built.size_bytes})
@@ -57,11 +58,12 @@ def deploy_stack(
     stack: StackName = STACK,
     given: Annotated[
         list[str] | None,
-        typer.Option("--set", help="Name=Value of a parameter of the template; the others stay as they are."),
+        typer.Option("--set", help="Name=Value of a template parameter; the other parameters keep their values."),
     ] = None,
-    build: Annotated[bool, typer.Option("--build", help="Build a release of this checkout, and deploy it.")] = False,
+    build: Annotated[bool, typer.Option("--build", help="Build a release of this checkout and deploy it.")] = False,
     release: Annotated[
-        Path | None, typer.Option("--artifact", help="Deploy a release that `build` made. (default: the stack's)")
+        Path | None,
+        typer.Option("--artifact", help="Deploy a release that `build` made. Default: the stack's release."),
     ] = None,
     template: Annotated[Path, typer.Option("--template", help="CloudFormation template.", show_default=False)] = PATH,
     yes: Yes = False,
@@ -69,12 +71,12 @@ def deploy_stack(
     as_json: AsJson = False,
     env_file: EnvFile = None,
 ) -> None:
-    """Create or update the stack: shows the changes, asks, uploads the release, waits, says why when it fails."""
-    ours = settings.load(env_file)
+    """Create or update the stack. Shows the changes, asks, uploads the release, and waits until the stack is stable."""
+    loaded = settings.load(env_file)
     if build and release is not None:
-        raise SettingsError("--build and --artifact both name a release: give one of them")
+        raise SettingsError("--build and --artifact both name a release: give only one of them")
     parameters, read = parse_parameters(given or []), read_template(template)
-    read.check(parameters)  # before minutes of building
+    read.check(parameters)  # before the build, which takes minutes
     order = deployment.Order(
         stack=stack,
         template=read,
@@ -82,15 +84,15 @@ def deploy_stack(
         artifact=artifact.build(DIST).file if build else release,
     )
     with ExitStack() as bar:
-        operator = _Terminal(f"{stack} in {ours.aws_region}", bar, asks=not yes, declines=dry_run)
-        outcome = asyncio.run(deployment.deploy(ours, order, operator))
+        operator = _Terminal(f"{stack} in {loaded.aws_region}", bar, asks=not yes, declines=dry_run)
+        outcome = asyncio.run(deployment.deploy(loaded, order, operator))
     outputs = dict(sorted(outcome.stack.outputs.items())) if outcome.stack else {}
     if as_json:
         print_json({"result": outcome.result, "dry_run": dry_run, "stack": stack, "outputs": outputs})
         return
     match outcome.result:
         case "unchanged":
-            print_out(f"{stack} is as it should be: no changes")
+            print_out(f"{stack} is up to date: no changes")
         case "declined":
             print_out("nothing was changed")
         case "deployed":
@@ -100,7 +102,7 @@ def deploy_stack(
 
 @deploy.command()
 def status(*, stack: StackName = STACK, as_json: AsJson = False, env_file: EnvFile = None) -> None:
-    """Show the stack, its release, its instances, what the queues hold, and alarms."""
+    """Show the stack, its release, instances, queues and alarms."""
     found = asyncio.run(read_status(settings.load(env_file), stack))
     if as_json:
         print_json(found.facts())
@@ -112,12 +114,12 @@ def status(*, stack: StackName = STACK, as_json: AsJson = False, env_file: EnvFi
 @deploy.command()
 def scale(
     *,
-    count: Annotated[int, typer.Option(min=0, help="Instances to have.")],
+    count: Annotated[int, typer.Option(min=0, help="Number of instances.")],
     stack: StackName = STACK,
     dry_run: DryRun = False,
     env_file: EnvFile = None,
 ) -> None:
-    """Start or end instances until there are so many. Those that end give their unfinished jobs back first."""
+    """Change the number of instances. An instance that ends releases its unfinished jobs first."""
 
     async def run() -> group.Scaling:
         async with open_account(settings.load(env_file)) as account:
@@ -127,33 +129,34 @@ def scale(
             return plan
 
     plan = asyncio.run(run())
-    verb = "would have" if dry_run else "is to have"
+    verb = "would be" if dry_run else "is"
     print_out(
-        f"{plan.group.name} {verb} {count} instances; it has {len(plan.group.staying)}, and wanted {plan.group.desired}"
+        f"the desired capacity of {plan.group.name} {verb} {count}, it was {plan.group.desired}; "
+        f"{len(plan.group.staying)} instances run"
     )
     if plan.ends:
         print_out(
-            f"{len(plan.ends)} end: protected from scale-in, each is told by itself. What they cannot finish in 100 s "
-            "goes back to the queue"
+            f"{len(plan.ends)} end, one call each because they are protected from scale-in; they release the jobs "
+            "that they cannot finish within 100 s"
         )
     if not count:
         print_out(
-            "while jobs wait, an alarm starts instances again within minutes: `bin/deploy suspend` prevents it. Left "
-            "alone, an instance ends itself when it found no job for IdleTimeoutSeconds"
+            "while jobs wait, an alarm starts instances again within minutes; `bin/deploy suspend` prevents that. An "
+            "instance without a job ends itself after IdleTimeoutSeconds"
         )
     elif "Launch" in plan.group.suspended:
-        print_out("launching is suspended: nothing starts before `bin/deploy resume`")
+        print_out("launching is suspended: run `bin/deploy resume` to start instances")
 
 
 @deploy.command()
 def suspend(*, stack: StackName = STACK, dry_run: DryRun = False, env_file: EnvFile = None) -> None:
-    """Let no instance start any more; those that run go on, and end themselves when idle."""
+    """Stop starting instances. Running instances continue, and end themselves when idle."""
     _hold(stack, env_file, None if dry_run else group.suspend, "suspended")
 
 
 @deploy.command()
 def resume(*, stack: StackName = STACK, dry_run: DryRun = False, env_file: EnvFile = None) -> None:
-    """Let instances start again."""
+    """Start instances again when jobs wait."""
     _hold(stack, env_file, None if dry_run else group.resume, "resumed")
 
 
@@ -161,19 +164,19 @@ def resume(*, stack: StackName = STACK, dry_run: DryRun = False, env_file: EnvFi
 def logs(
     *,
     stack: StackName = STACK,
-    since: Annotated[str, typer.Option(help="How far to look back: 90s, 15m, 2h, 3d.")] = "15m",
-    follow: Annotated[bool, typer.Option("--follow", help="Go on until Ctrl-C.")] = False,
+    since: Annotated[str, typer.Option(help="Age of the oldest line: 90s, 15m, 2h, 3d.")] = "15m",
+    follow: Annotated[bool, typer.Option("--follow", help="Print new lines until Ctrl-C.")] = False,
     pattern: Annotated[
-        str, typer.Option("--filter", help='Filter pattern of CloudWatch Logs, as { $.event = "job_failed" }.')
+        str, typer.Option("--filter", help='Filter pattern of CloudWatch Logs, such as { $.event = "job_failed" }.')
     ] = "",
     env_file: EnvFile = None,
 ) -> None:
-    """Print what the workers log, as it is: one JSON object a line."""
-    ours = settings.load(env_file)
+    """Print the log of the workers. Each line is a JSON object."""
+    loaded = settings.load(env_file)
     since_s = worker_logs.parse_span_s(since)
 
     async def run() -> None:
-        async for line in worker_logs.lines(ours, stack, since_s=since_s, pattern=pattern, follow=follow):
+        async for line in worker_logs.lines(loaded, stack, since_s=since_s, pattern=pattern, follow=follow):
             sys.stdout.write(line + "\n")
             sys.stdout.flush()
 
@@ -182,27 +185,32 @@ def logs(
 
 @deploy.command()
 def delete(*, stack: StackName = STACK, yes: Yes = False, dry_run: DryRun = False, env_file: EnvFile = None) -> None:
-    """End all instances, then delete the stack; queues with their jobs, and the bucket with its segments, stay."""
-    ours = settings.load(env_file)
+    """End all instances and delete the stack. The queues with their jobs and the bucket with its segments stay."""
+    loaded = settings.load(env_file)
 
     async def run() -> Stack:
-        async with open_account(ours) as account:
+        async with open_account(loaded) as account:
             return await deployment.existing(account, stack)
 
     found = asyncio.run(run())
-    print_err(f"stack {stack} in {ours.aws_region} is {found.status}; its instances, roles, alarms and logs go")
+    print_err(
+        f"stack {stack} in {loaded.aws_region} is {found.status}; its instances, roles, alarms and logs will be deleted"
+    )
     if dry_run:
         print_out("nothing was changed")
         return
     if not yes and typer.prompt("Type the stack's name to delete it", err=True) != stack:
         raise SettingsError(f"that is not {stack}: nothing was changed")
     with ExitStack() as bar:
-        kept = asyncio.run(
+        retained = asyncio.run(
             deployment.delete(
-                ours, stack, _Events(bar), lambda left: print_err(f"{left} instances end, and give their jobs back")
+                loaded,
+                stack,
+                _Events(bar),
+                lambda left: print_err(f"{left} instances end; they release their jobs"),
             )
         )
-    print_out(f"stack {stack} is deleted; kept: {', '.join(kept) or 'nothing'}")
+    print_out(f"stack {stack} is deleted; retained: {', '.join(retained) or 'nothing'}")
 
 
 def _hold(
@@ -224,7 +232,7 @@ def _hold(
 
 
 class _Events:
-    """A line for each event of the stack, and a bar of the resources that are done."""
+    """Prints a line for each event of the stack, and shows a bar of the finished resources."""
 
     def __init__(self, bar: ExitStack, total: int | None = None) -> None:
         self._report = bar.enter_context(progress("resources"))
@@ -252,13 +260,13 @@ class _Terminal:
         err.print(_changes(proposal))
         if self._declines or (self._asks and not typer.confirm(f"Go on with {self._what}?", err=True)):
             return False
-        # Only now: a bar and a question do not share a terminal.
+        # Start the bar after the question: they cannot share a terminal.
         self._on_event = _Events(self._bar, len(proposal.changes))
         return True
 
     def confirm_cleanup(self, leftover: Stack) -> bool:
         print_err(
-            f"{leftover.name} is {leftover.status}, left by a create that failed: it is empty, and is deleted first"
+            f"{leftover.name} is {leftover.status}, left by a create that failed: it is empty and will be deleted first"
         )
         return not self._declines
 
@@ -287,10 +295,10 @@ def _status_lines(found: Status) -> Iterator[str]:
     yield f"stack {found.stack.name}: {found.stack.status} {found.stack.status_reason}".rstrip()
     yield f"release {found.release}"
     if (fleet := found.group) is not None:
-        states = ", ".join(f"{count} {state}" for state, count in sorted(fleet.states.items())) or "none there"
-        yield f"instances: {fleet.desired} wanted of at most {fleet.max_size}; {states}"
+        states = ", ".join(f"{count} {state}" for state, count in sorted(fleet.states.items())) or "no instance"
+        yield f"instances: {fleet.desired} desired, at most {fleet.max_size}; {states}"
         if found.earlier:
-            yield f"  {found.earlier} run an earlier release, or earlier settings"
+            yield f"  {found.earlier} run an earlier release or earlier settings"
         yield f"  suspended: {', '.join(fleet.suspended) or 'nothing'}"
     for queue in found.queues:
         jobs = queue.jobs

@@ -1,6 +1,7 @@
-"""The commands: what --help names, what comes out, and the exit codes."""
+"""The commands: their help, output and exit codes."""
 
 import asyncio
+import platform
 import subprocess
 import sys
 from collections import Counter
@@ -10,16 +11,19 @@ from typing import Any
 
 import orjson
 import pytest
+import soundfile
 import structlog
 import typer.main
 from typer.core import TyperOption
 from typer.testing import CliRunner
 
 from stt_async import cli
+from stt_async.cli import doctor, enqueue, split, worker
 from stt_async.corpus.enqueue import Selection, Summary
 from stt_async.errors import DependencyError, PermanentError, SettingsError, SttError
 from stt_async.local.files import LocalRecording, LocalResult
-from stt_async.settings import Settings
+from stt_async.params import VadParams
+from stt_async.settings import Settings, variables
 from stt_async.worker.preflight import Check
 from tests.support.recordings import ROOT
 from tests.unit.fakes import a_manifest
@@ -38,7 +42,7 @@ def _logs_as_before() -> Iterator[None]:
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
-    """A function that runs `stt-async ARGUMENTS` as the entry point does, and gives its exit code."""
+    """A function that runs `stt-async ARGUMENTS` as the entry point does, and returns the exit code."""
 
     def call(*arguments: str) -> int:
         monkeypatch.setattr(sys, "argv", ["stt-async", *arguments])
@@ -55,23 +59,52 @@ def options(command: str) -> list[TyperOption]:
     return [each for each in COMMANDS[command].params if isinstance(each, TyperOption)]
 
 
-@every_command
-def test_help_names_each_option_with_its_variable(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TERMINAL_WIDTH", "200")
-    result = CliRunner().invoke(cli.app, [command, "--help"])
+def help_of(*command: str) -> str:
+    """The help in one line: how it is wrapped does not matter."""
+    result = CliRunner().invoke(cli.app, [*command, "--help"])
     assert result.exit_code == 0
-    for option in options(command):
-        line = next(line for line in result.output.splitlines() if option.opts[0] in line)
-        assert str(option.envvar or "") in line
-        assert option.help
-        assert option.help.split()[0] in line
+    return " ".join(result.output.split())
 
 
 @every_command
-def test_an_option_has_the_variable_of_its_setting(command: str) -> None:
+def test_help_names_each_option_with_its_variable(command: str) -> None:
+    shown = help_of(command)
     for option in options(command):
-        if option.name in Settings.model_fields:
-            assert option.envvar == f"STT_{option.name.upper()}"
+        assert option.opts[0] in shown
+        assert f"[env var: {option.envvar}" in shown or not option.envvar
+        assert option.help
+        assert option.help.split()[0] in shown
+
+
+@every_command
+def test_help_shows_a_flag_without_a_value(command: str) -> None:
+    shown = help_of(command)
+    for option in options(command):
+        assert (f"{option.opts[0]} <" in shown) is not option.is_flag
+    assert "--help Show" in shown
+
+
+def test_help_of_worker_lists_every_setting() -> None:
+    shown = help_of("worker")
+    for heading, group in variables().items():
+        assert f" {heading}: {group[0].name} " in shown
+        for each in group:
+            assert f" {each.name} {each.description} [{each.type}" in shown
+    assert "STT_WAIT_TIME_S Long poll of the queue. [int; default: 20]" in shown
+
+
+def test_version_lists_the_packages_of_the_engine(run: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--version") == 0
+    versions = dict(line.split(" ") for line in capsys.readouterr().out.splitlines())
+    assert versions.keys() == {"stt-async", "silero-vad", "torch", "soundfile", "soxr", "av", "Python"}
+    assert versions["Python"] == platform.python_version()
+    assert versions["soundfile"] == soundfile.__version__
+
+
+def test_completion_offers_the_choices_of_an_option() -> None:
+    words = {"_STT_ASYNC_COMPLETE": "complete_bash", "COMP_WORDS": "stt-async split --format ", "COMP_CWORD": "3"}
+    result = CliRunner().invoke(cli.app, prog_name="stt-async", env=words)
+    assert result.output.split() == ["flac", "wav"]
 
 
 def test_without_a_command_the_commands_are_listed() -> None:
@@ -85,7 +118,7 @@ Captured = pytest.CaptureFixture[str]
 
 
 @pytest.mark.parametrize(
-    ("arguments", "variables", "told"),
+    ("arguments", "environment", "named"),
     [
         (["split", "."], {}, "--out"),
         (["no-such-command"], {}, "no-such-command"),
@@ -99,22 +132,22 @@ Captured = pytest.CaptureFixture[str]
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list | dict) else "",
 )
-def test_a_wrong_word_or_setting_exits_2_with_a_sentence(
+def test_wrong_argument_or_setting_exits_2_and_is_named(
     run: Run,
     capsys: Captured,
     monkeypatch: pytest.MonkeyPatch,
     *,
     arguments: list[str],
-    variables: dict[str, str],
-    told: str,
+    environment: dict[str, str],
+    named: str,
 ) -> None:
-    for name, value in variables.items():
+    for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert run(*arguments) == 2
-    said = capsys.readouterr()
-    assert told in said.err
-    assert "Traceback" not in said.err
-    assert said.out == ""
+    printed = capsys.readouterr()
+    assert named in printed.err
+    assert "Traceback" not in printed.err
+    assert printed.out == ""
 
 
 @pytest.mark.parametrize(
@@ -126,36 +159,47 @@ def test_a_wrong_word_or_setting_exits_2_with_a_sentence(
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_an_error_is_one_sentence_and_a_code(
+def test_error_is_one_message_and_an_exit_code(
     run: Run, capsys: Captured, monkeypatch: pytest.MonkeyPatch, error: SttError, code: int
 ) -> None:
     async def fail(*_: object) -> Summary:
         raise error
 
-    monkeypatch.setattr(cli, "send_jobs", fail)
+    monkeypatch.setattr(enqueue, "send_jobs", fail)
     assert run("enqueue") == code
-    said = capsys.readouterr().err
-    assert said == f"stt-async: {getattr(error, 'message', str(error))}\n"
+    assert capsys.readouterr().err == f"stt-async: {getattr(error, 'message', str(error))}\n"
+
+
+def test_all_contradictory_settings_are_named_at_once(
+    run: Run, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STT_VISIBILITY_TIMEOUT_S", "10")
+    monkeypatch.setenv("STT_LAUNCH_HOOK", "ready")
+    assert run("worker", "--processes", "4", "--slots", "3") == 2
+    printed = capsys.readouterr().err
+    assert "STT_VISIBILITY_TIMEOUT_S is 10 and STT_WAIT_TIME_S 20" in printed
+    assert "STT_LAUNCH_HOOK is 'ready' without STT_AUTOSCALING_GROUP" in printed
+    assert "STT_SLOTS is 3 and STT_PROCESSES 4" in printed
 
 
 class TestEnqueue:
     @pytest.fixture
     def selections(self, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Selection]]:
-        """What the two functions behind the command were asked for."""
-        asked: list[tuple[str, Selection]] = []
+        """The calls of the two functions behind the command."""
+        calls: list[tuple[str, Selection]] = []
 
-        def standing_in_for(name: str) -> Callable[..., Any]:
+        def fake(name: str) -> Callable[..., Any]:
             async def call(_: Settings, selection: Selection, progress: Callable[[Summary], None]) -> Summary:
-                asked.append((name, selection))
+                calls.append((name, selection))
                 summary = Summary(listed=9, sent=2, sent_bytes=2_000_000, unusable_keys=["a [/] \n.mp3"])
                 progress(summary)
                 return summary
 
             return call
 
-        monkeypatch.setattr(cli, "send_jobs", standing_in_for("send"))
-        monkeypatch.setattr(cli, "preview", standing_in_for("preview"))
-        return asked
+        monkeypatch.setattr(enqueue, "send_jobs", fake("send"))
+        monkeypatch.setattr(enqueue, "preview", fake("preview"))
+        return calls
 
     @pytest.mark.parametrize(
         ("arguments", "selection"),
@@ -168,7 +212,7 @@ class TestEnqueue:
         ],
         ids=str,
     )
-    def test_options_are_a_selection(
+    def test_options_become_a_selection(
         self, run: Run, selections: list[tuple[str, Selection]], arguments: list[str], selection: Selection
     ) -> None:
         assert run("enqueue", *arguments) == 0
@@ -179,21 +223,23 @@ class TestEnqueue:
         assert [name for name, _ in selections] == ["preview"]
         assert "2 jobs would be sent" in capsys.readouterr().out
 
-    def test_it_says_what_it_did(self, run: Run, capsys: Captured, selections: list[tuple[str, Selection]]) -> None:
+    def test_result_is_printed_in_sentences(
+        self, run: Run, capsys: Captured, selections: list[tuple[str, Selection]]
+    ) -> None:
         assert run("enqueue") == 0
-        said = capsys.readouterr().out
-        assert "9 objects listed" in said
-        assert "'a [/] \\n.mp3'" in said
-        assert "2 jobs sent, 2.0 MB" in said
+        printed = capsys.readouterr().out
+        assert "9 objects listed" in printed
+        assert "'a [/] \\n.mp3'" in printed
+        assert "2 jobs sent, 2.0 MB" in printed
         assert len(selections) == 1
 
-    def test_as_json_it_is_one_object(
+    def test_json_result_is_one_object(
         self, run: Run, capsys: Captured, selections: list[tuple[str, Selection]]
     ) -> None:
         assert run("enqueue", "--json", "--dry-run") == 0
-        said = orjson.loads(capsys.readouterr().out)
-        assert said["dry_run"] is True
-        assert (said["listed"], said["sent"], said["unusable_keys"]) == (9, 2, ["a [/] \n.mp3"])
+        printed = orjson.loads(capsys.readouterr().out)
+        assert printed["dry_run"] is True
+        assert (printed["listed"], printed["sent"], printed["unusable_keys"]) == (9, 2, ["a [/] \n.mp3"])
         assert len(selections) == 1
 
 
@@ -208,7 +254,7 @@ class TestSplit:
 
     @pytest.fixture
     def result_of(self, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-        """A function that says what splitting comes to."""
+        """A function that sets the results of the split."""
 
         def set_results(*results: LocalResult) -> None:
             async def split_files(
@@ -219,9 +265,34 @@ class TestSplit:
                     yield result
                     await asyncio.sleep(0)
 
-            monkeypatch.setattr(cli, "split_files", split_files)
+            monkeypatch.setattr(split, "split_files", split_files)
 
         return set_results
+
+    def test_cut_options_set_the_vad_parameters(self, run: Run, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        seen: list[Settings] = []
+
+        async def split_files(
+            recordings: Sequence[LocalRecording], out: Path, settings: Settings
+        ) -> AsyncIterator[LocalResult]:
+            del recordings, out
+            seen.append(settings)
+            yield self.good()
+
+        monkeypatch.setattr(split, "split_files", split_files)
+        monkeypatch.setenv("STT_VAD_SPEECH_PAD_MS", "300")
+        monkeypatch.setenv("STT_VAD_THRESHOLD", "0.4")
+        flags = "--threshold 0.5 --neg-threshold 0.2 --min-silence 700 --max-duration 20 --target-duration 10"
+        assert run("split", str(source), "--out", "out", *flags.split(), "--min-duration", "2") == 0
+        assert seen[0].vad == VadParams(
+            threshold=0.5,
+            neg_threshold=0.2,
+            min_silence_duration_ms=700,
+            max_speech_duration_s=20,
+            target_duration_s=10,
+            min_segment_duration_s=2,
+            speech_pad_ms=300,
+        )
 
     def good(self) -> LocalResult:
         return LocalResult(LocalRecording(Path("in/good.mp3"), self.NAMES[0]), a_manifest(), None, skipped=True)
@@ -230,26 +301,28 @@ class TestSplit:
         error = PermanentError("undecodable", "[bold] is no audio")
         return LocalResult(LocalRecording(Path("in/bad [x].mp3"), self.NAMES[1]), None, error, skipped=False)
 
-    def test_all_done_exits_0(self, run: Run, capsys: Captured, source: Path, result_of: Callable[..., None]) -> None:
+    def test_success_exits_0_and_prints_a_table(
+        self, run: Run, capsys: Captured, source: Path, result_of: Callable[..., None]
+    ) -> None:
         result_of(self.good())
         assert run("split", str(source), "--out", "out [dir]") == 0
-        said = capsys.readouterr()
-        assert self.NAMES[0] in said.out
-        assert "out [dir]/ holds them" in said.out
-        assert "done before" in said.out
-        assert said.err == ""
+        printed = capsys.readouterr()
+        assert self.NAMES[0] in printed.out
+        assert "The segments are in out [dir]/" in printed.out
+        assert "already done" in printed.out
+        assert printed.err == ""
 
-    def test_some_failed_exits_4_with_a_line_for_each(
+    def test_failed_recording_exits_4_with_a_line_on_stderr(
         self, run: Run, capsys: Captured, source: Path, result_of: Callable[..., None]
     ) -> None:
         result_of(self.bad(), self.good())
         assert run("split", str(source), "--out", "out") == 4
-        said = capsys.readouterr()
-        assert said.err == "in/bad [x].mp3: [bold] is no audio\n"
-        assert all(name in said.out for name in self.NAMES)
-        assert "failed: undecodable" in said.out
+        printed = capsys.readouterr()
+        assert printed.err == "in/bad [x].mp3: [bold] is no audio\n"
+        assert all(name in printed.out for name in self.NAMES)
+        assert "failed: undecodable" in printed.out
 
-    def test_as_json_each_is_one_object_with_the_same_keys(
+    def test_json_has_one_object_per_recording_with_the_same_keys(
         self, run: Run, capsys: Captured, source: Path, result_of: Callable[..., None]
     ) -> None:
         result_of(self.good(), self.bad())
@@ -261,45 +334,45 @@ class TestSplit:
 
 class TestWorker:
     @pytest.mark.parametrize(
-        ("tally", "code"),
+        ("counts", "code"),
         [({}, 0), ({"job_succeeded": 3, "job_retried": 2, "job_skipped": 1}, 0), ({"job_failed": 1}, 4)],
         ids=str,
     )
-    def test_once_tells_by_its_exit_code_whether_a_job_failed(
-        self, run: Run, monkeypatch: pytest.MonkeyPatch, tally: dict[str, int], code: int
+    def test_exit_code_of_once_is_4_if_a_job_failed(
+        self, run: Run, monkeypatch: pytest.MonkeyPatch, counts: dict[str, int], code: int
     ) -> None:
         async def work_until_empty(_: Settings) -> Counter[str]:
-            return Counter(tally)
+            return Counter(counts)
 
-        monkeypatch.setattr(cli, "work_until_empty", work_until_empty)
+        monkeypatch.setattr(worker, "work_until_empty", work_until_empty)
         assert run("worker", "--once") == code
 
-    def test_options_win_over_the_environment(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_options_take_precedence_over_the_environment(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
         seen: list[Settings] = []
 
         async def work(settings: Settings) -> Counter[str]:
             seen.append(settings)
             return Counter({"job_failed": 7})
 
-        monkeypatch.setattr(cli, "work", work)
+        monkeypatch.setattr(worker, "work", work)
         monkeypatch.setenv("STT_PROCESSES", "2")
         monkeypatch.setenv("STT_UPLOADS", "9")
         assert run("worker", "--processes", "3", "--format", "wav") == 0
-        [ours] = seen
-        assert (ours.processes, ours.uploads, ours.format) == (3, 9, "wav")
+        [loaded] = seen
+        assert (loaded.processes, loaded.uploads, loaded.format) == (3, 9, "wav")
 
 
 class TestDoctor:
     @pytest.mark.parametrize("as_json", [False, True])
     @pytest.mark.parametrize(("ok", "code"), [(True, 0), (False, 3)])
-    def test_one_line_for_each_check_and_3_when_one_failed(
+    def test_each_check_is_a_line_and_a_failed_one_exits_3(
         self, run: Run, capsys: Captured, monkeypatch: pytest.MonkeyPatch, *, ok: bool, code: int, as_json: bool
     ) -> None:
         async def examine(_: Settings) -> AsyncIterator[Check]:
             yield Check("queue [x]", None if ok else DependencyError("unreachable", "no"), "detail [/]")
             yield Check("model", None, "loaded")
 
-        monkeypatch.setattr(cli, "examine", examine)
+        monkeypatch.setattr(doctor, "examine", examine)
         assert run("doctor", *(["--json"] if as_json else [])) == code
         first, second = capsys.readouterr().out.splitlines()
         if as_json:
@@ -321,7 +394,7 @@ print(len(parent), [name for name in ("torch", "silero_vad") if name in sys.modu
 """
 
 
-def test_the_parent_imports_neither_torch_nor_the_model() -> None:
+def test_parent_process_imports_neither_torch_nor_the_model() -> None:
     done = subprocess.run([sys.executable, "-c", _IMPORT_ALL], cwd=ROOT, check=True, capture_output=True, text=True)
     count, _, heavy = done.stdout.strip().partition(" ")
     assert int(count) > 30

@@ -1,6 +1,9 @@
 """Settings: the names of the variables, what wins over what, and what is refused."""
 
 import os
+import re
+import subprocess
+import sys
 from dataclasses import fields
 from pathlib import Path
 
@@ -9,7 +12,8 @@ from pydantic import ValidationError
 
 from stt_async.errors import SettingsError
 from stt_async.params import SplitLimits, SplitParams, VadParams
-from stt_async.settings import Settings, load, usable_vcpus, variable
+from stt_async.settings import Settings, load, usable_vcpus, variable, variables
+from tests.support.recordings import ROOT
 
 pytestmark = pytest.mark.usefixtures("bare_environment")
 
@@ -87,7 +91,7 @@ def test_the_environment_wins_over_the_env_file_and_an_option_over_both(
 
 
 def test_an_env_file_that_is_not_there_is_said(tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match=r"nowhere\.env is not there"):
+    with pytest.raises(SettingsError, match=r"nowhere\.env does not exist"):
         load(tmp_path / "nowhere.env")
 
 
@@ -165,12 +169,23 @@ def test_a_value_that_will_not_do_is_told_with_its_variable(
     assert value in sentence
 
 
-def test_all_that_will_not_do_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("STT_PROCESSES", "0")
-    monkeypatch.setenv("STT_FORMAT", "mp3")
+def test_all_malformed_and_contradictory_values_are_reported_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong = {
+        "STT_PROCESSES": "0",
+        "STT_FORMAT": "mp3",
+        "STT_VISIBILITY_TIMEOUT_S": "10",
+        "STT_LAUNCH_HOOK": "ready",
+        "STT_TERMINATION_HOOK": "ending",
+        "STT_MINIO_ENDPOINT": "http://minio",
+        "STT_VAD_NEG_THRESHOLD": "0.9",
+    }
+    for name, value in wrong.items():
+        monkeypatch.setenv(name, value)
     with pytest.raises(SettingsError) as caught:
         load()
-    assert {line.split(":")[0] for line in str(caught.value).splitlines()} == {"STT_PROCESSES", "STT_FORMAT"}
+    lines = str(caught.value).splitlines()
+    assert {re.split("[ :]", line)[0] for line in lines} == wrong.keys()
+    assert len(lines) == len(wrong)
 
 
 def test_an_option_that_will_not_do_is_told_with_its_variable() -> None:
@@ -180,8 +195,11 @@ def test_an_option_that_will_not_do_is_told_with_its_variable() -> None:
 
 def test_parameters_that_contradict_each_other_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STT_VAD_THRESHOLD", "0.1")
-    with pytest.raises(SettingsError, match=r"^STT_VAD_\*: .*neg_threshold <= threshold"):
+    monkeypatch.setenv("STT_VAD_MAX_SPEECH_DURATION_S", "1.5")
+    with pytest.raises(SettingsError) as caught:
         load()
+    assert "STT_VAD_NEG_THRESHOLD is 0.15 and STT_VAD_THRESHOLD 0.1: choose" in str(caught.value)
+    assert "STT_VAD_MAX_SPEECH_DURATION_S is 1.5 and STT_VAD_MIN_SEGMENT_DURATION_S 1.0: choose" in str(caught.value)
 
 
 @pytest.mark.parametrize("endpoint", ["https://s3.monlam.ai", "http://localhost:9000"])
@@ -194,7 +212,7 @@ def test_the_endpoint_is_a_host_without_a_scheme(monkeypatch: pytest.MonkeyPatch
 def test_there_is_a_slot_for_each_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STT_PROCESSES", "4")
     monkeypatch.setenv("STT_SLOTS", "3")
-    with pytest.raises(SettingsError, match="STT_SLOTS is 3"):
+    with pytest.raises(SettingsError, match="STT_SLOTS is 3 and STT_PROCESSES 4"):
         load()
     monkeypatch.setenv("STT_SLOTS", "4")
     assert load().job_slots == 4
@@ -204,9 +222,24 @@ def test_slots_leave_room_for_downloads_unless_given() -> None:
     assert load(processes=2, downloads=5).job_slots == 9
 
 
-@pytest.mark.parametrize("name", Settings.model_fields)
-def test_every_setting_is_described(name: str) -> None:
-    assert Settings.model_fields[name].description
+def test_each_setting_is_a_described_variable_of_one_group() -> None:
+    listed = [each.name for group in variables().values() for each in group]
+    nested = {"vad": VadParams, "limits": SplitLimits}
+    names: list[tuple[str, ...]] = [(name,) for name in Settings.model_fields if name not in nested]
+    names += [(group, field.name) for group, params in nested.items() for field in fields(params)]
+    assert sorted(listed) == sorted(variable(path) for path in names)
+    assert all(each.description and each.type for group in variables().values() for each in group)
+
+
+def test_page_of_the_settings_is_up_to_date() -> None:
+    made = subprocess.run(
+        [sys.executable, "-c", "from make_settings import page; print(page(), end='')"],
+        check=True,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": f"{ROOT / 'docs'}:{ROOT}"},
+    )
+    assert (ROOT / "docs" / "settings.md").read_text() == made.stdout, "run docs/make_settings.py"
 
 
 @pytest.mark.parametrize(
