@@ -1,4 +1,4 @@
-"""The whole system on loopback: real servers, the real enqueue, the real worker, over a folder of recordings."""
+"""Runs the servers, the enqueue command and a worker on loopback, over a folder of recordings."""
 
 import asyncio
 import sys
@@ -35,29 +35,29 @@ LOOK_INTERVAL_S = 0.5
 STOP_TIMEOUT_S = 20.0
 
 SOME_FAILED = 4
-"""Exit code of a worker that has emptied its queue, but not every job could be done."""
+"""Exit code of `worker --once` if a job failed, and of `split` if a recording did."""
 
 
 @dataclass(frozen=True, slots=True)
 class RecordingOutcome:
-    """What became of one recording."""
+    """The outcome of one recording."""
 
     name: str
     manifest: Manifest | None
     dead_letter: str | None
-    """The reason why it is in the dead-letter queue, if it is there."""
+    """The reason of its dead letter, if it has one."""
     problems: tuple[str, ...]
-    """What is wrong with its output."""
+    """Differences between its output and its manifest."""
 
     @property
     def accounted_for(self) -> bool:
-        """It has an output that holds what its manifest promises, or a reason why it has none."""
+        """Whether it has an output that matches its manifest, or a reason why it has none."""
         return not self.problems and (self.manifest is not None or self.dead_letter is not None)
 
 
 @dataclass(frozen=True, slots=True)
 class Demonstration:
-    """What a demo did; its services are still up."""
+    """The result of a demo, whose servers are still running."""
 
     outcomes: Sequence[RecordingOutcome]
     sent: int
@@ -69,14 +69,14 @@ class Demonstration:
 
 @asynccontextmanager
 async def demonstration(directory: Path | None, out_dir: Path) -> AsyncIterator[Demonstration]:
-    """Start the services and run everything over `directory` (None: the shipped samples); stop them at the end.
+    """Run everything over `directory` (None: the samples of the package); stop the servers after the block.
 
-    The S3 server's data stay in `out_dir`, so the same again finds done what is done.
+    The S3 server keeps its data in `out_dir`, so a second demo skips the recordings that are done.
 
     Raises:
-        SettingsError: there is no recording in `directory`.
+        SettingsError: `directory` has no recording.
         DependencyError: a server did not start.
-        SttError: a command failed; its log says why.
+        SttError: a command failed; the message ends with its log.
     """
     with _samples() if directory is None else nullcontext(directory) as folder:
         recordings = find_recordings([folder])
@@ -98,7 +98,7 @@ async def _run(
     summary = await _enqueue(environment, out / "logs" / "enqueue.log")
     log = out / "logs" / "worker.log"
     await _work(environment, log, summary["sent"], services, sqs)
-    # The queues of a demo are gone with it; what it found to be unusable is in the bucket.
+    # The queues end with the demo, so earlier failures are known only from the failure records in the bucket.
     reasons = await _unsplittable(services, s3) | await _dead_letters(services, sqs)
     segments = out / "segments"
     outcomes = await gather_or_cancel(
@@ -170,7 +170,7 @@ async def _left(services: LocalServices, sqs: "SQSClient") -> int:
 
 
 async def _dead_letters(services: LocalServices, sqs: "SQSClient") -> dict[str, str]:
-    """Read the reasons in the dead-letter queue, by source key, and leave the messages there."""
+    """Return the reasons in the dead-letter queue by source key. The messages stay in the queue."""
     url = services.queues.dead_letter_url
     reasons: dict[str, str] = {}
     handles: list[str] = []
@@ -192,7 +192,7 @@ async def _dead_letters(services: LocalServices, sqs: "SQSClient") -> dict[str, 
 
 
 async def _unsplittable(services: LocalServices, s3: "S3Client") -> dict[str, str]:
-    """Read why recordings were found to be unusable, now or in an earlier demo, by source key."""
+    """Return why recordings are unsplittable, as found by this or an earlier demo, by source key."""
     reasons: dict[str, str] = {}
     pages = s3.get_paginator("list_objects_v2").paginate(Bucket=services.output_bucket, Prefix=FAILURES)
     async for page in pages:
@@ -206,7 +206,7 @@ async def _unsplittable(services: LocalServices, s3: "S3Client") -> dict[str, st
 async def _outcome(
     recording: LocalRecording, dead_letter: str | None, folder: Path, services: LocalServices, s3: "S3Client"
 ) -> RecordingOutcome:
-    """Bring a recording's output to `folder`, and look whether it is what its manifest promises."""
+    """Download a recording's output to `folder` and check it against its manifest."""
     data = await _read(s3, services.output_bucket, f"{recording.name}/{MANIFEST_NAME}")
     if data is None:
         return RecordingOutcome(recording.name, None, dead_letter, ())
@@ -216,7 +216,7 @@ async def _outcome(
     for name in manifest.object_names():
         body = await _read(s3, services.output_bucket, f"{recording.name}/{name}")
         if body is None:
-            missing.append(f"{name} is not there")
+            missing.append(f"{name} is missing")
         else:
             (folder / name).write_bytes(body)
     (folder / MANIFEST_NAME).write_bytes(data)

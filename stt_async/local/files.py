@@ -1,4 +1,4 @@
-"""Recordings on disk to segments on disk: the worker's pool without any service."""
+"""Splits recordings on disk with the worker's pool, without any service."""
 
 import asyncio
 import shutil
@@ -19,12 +19,12 @@ from stt_async.settings import Settings
 from stt_async.worker.pool import Pool, open_pool
 
 BUCKET = "local"
-"""Stands for a bucket in the manifests of recordings that came from disk."""
+"""The bucket in the manifests of recordings from disk."""
 
 
 @dataclass(frozen=True, slots=True)
 class LocalRecording:
-    """A file, and the name that its output folder gets below `out`."""
+    """A file, and the name of its output folder."""
 
     file: Path
     name: str
@@ -32,7 +32,7 @@ class LocalRecording:
 
 @dataclass(frozen=True, slots=True)
 class LocalResult:
-    """What became of one recording: a manifest, or an error."""
+    """The result of one recording: a manifest or an error."""
 
     recording: LocalRecording
     manifest: Manifest | None
@@ -40,7 +40,7 @@ class LocalResult:
     skipped: bool
 
     def facts(self) -> dict[str, Any]:
-        """Return what `--json` prints of it, with the same keys whatever became of it."""
+        """Return the object that `--json` prints; its keys are the same for every result."""
         manifest, error = self.manifest, self.error
         return {
             "file": str(self.recording.file),
@@ -56,10 +56,10 @@ class LocalResult:
 
 
 def find_recordings(paths: Sequence[Path]) -> list[LocalRecording]:
-    """Take files as they are, and from folders all that look like recordings.
+    """Return the files among the paths, and the files with the suffix of a recording below the folders.
 
     Raises:
-        SettingsError: a path is not there, there is no recording, or two would get the same output folder.
+        SettingsError: a path does not exist, no recording was found, or two would get the same output folder.
     """
     found: list[LocalRecording] = []
     for path in paths:
@@ -69,9 +69,9 @@ def find_recordings(paths: Sequence[Path]) -> list[LocalRecording]:
         elif path.is_file():
             found.append(LocalRecording(path, path.name))
         else:
-            raise SettingsError(f"{path} is not there")
+            raise SettingsError(f"{path} does not exist")
     if not found:
-        raise SettingsError(f"there is no recording in {', '.join(map(str, paths))}")
+        raise SettingsError(f"no recording found in {', '.join(map(str, paths))}")
     owners: dict[str, Path] = {}
     for recording in found:
         other = owners.setdefault(recording.name, recording.file)
@@ -83,11 +83,12 @@ def find_recordings(paths: Sequence[Path]) -> list[LocalRecording]:
 async def split_files(
     recordings: Sequence[LocalRecording], out: Path, settings: Settings
 ) -> AsyncIterator[LocalResult]:
-    """Split recordings into `out/<name>/`, each as soon as a child is free; yield results as they come.
+    """Split recordings into `out/<name>/`; yield each result as soon as it is complete.
 
-    A folder appears whole or not at all. One that holds the same work already is left as it is.
+    An output folder appears complete or not at all. A recording whose folder matches it and the parameters is skipped.
     """
-    async with open_pool(_no_more_processes_than(recordings, settings)) as pool:
+    processes = min(settings.processes, len(recordings))
+    async with open_pool(settings.model_copy(update={"processes": processes})) as pool:
         tasks = [asyncio.create_task(_split_one(each, out, pool, settings)) for each in recordings]
         try:
             for done in asyncio.as_completed(tasks):
@@ -139,18 +140,11 @@ def _job(recording: LocalRecording, params: SplitParams) -> SplitJob:
             output_prefix=recording.name,
         )
     except ValidationError as error:
-        raise PermanentError("unusable_name", f"its name cannot be used: it {_reason(error)}") from error
-
-
-def _reason(error: ValidationError) -> str:
-    return error.errors()[0]["msg"].removeprefix("Value error, ")
+        reason = error.errors()[0]["msg"].removeprefix("Value error, ")
+        raise PermanentError("unusable_name", f"its name cannot be an output prefix: it {reason}") from error
 
 
 def _stored(folder: Path) -> Manifest | None:
     with suppress(FileNotFoundError):
         return Manifest.from_json((folder / MANIFEST_NAME).read_bytes())
     return None
-
-
-def _no_more_processes_than(recordings: Sequence[LocalRecording], settings: Settings) -> Settings:
-    return settings.model_copy(update={"processes": min(settings.processes, len(recordings))})

@@ -1,4 +1,4 @@
-"""Does an output folder hold what its manifest promises?"""
+"""Checks an output folder against its manifest."""
 
 import hashlib
 import io
@@ -12,9 +12,9 @@ from stt_async.manifest import Manifest, Segment
 
 
 def problems(folder: Path, manifest: Manifest) -> Iterator[str]:
-    """Yield a sentence for everything that is wrong: sizes, hashes, lengths, order, decoding. Reads all of it."""
+    """Yield a sentence for each problem: sizes, hashes, lengths, order, decoding. Reads every segment."""
     if manifest.total_segments != len(manifest.segments):
-        yield f"total_segments is {manifest.total_segments}, {len(manifest.segments)} are listed"
+        yield f"total_segments is {manifest.total_segments}, {len(manifest.segments)} segments are listed"
     for before, after in pairwise(manifest.segments):
         if after.start_sample < before.end_sample:
             yield f"{after.filename} begins before {before.filename} ends"
@@ -22,7 +22,7 @@ def problems(folder: Path, manifest: Manifest) -> Iterator[str]:
         try:
             data = _read(folder, manifest, segment)
         except FileNotFoundError as error:
-            yield f"{segment.filename} is not there: {error}"
+            yield f"{segment.filename} is missing: {error}"
         else:
             yield from _segment_problems(data, manifest, segment)
 
@@ -38,10 +38,10 @@ def _read(folder: Path, manifest: Manifest, segment: Segment) -> bytes:
 def _segment_problems(data: bytes, manifest: Manifest, segment: Segment) -> Iterator[str]:
     samples = segment.end_sample - segment.start_sample
     if len(data) != segment.bytes or hashlib.sha256(data).hexdigest() != segment.sha256:
-        yield f"{segment.filename} is not what was written: {len(data)} bytes"
+        yield f"{segment.filename} differs from the manifest: it has {len(data)} bytes"
         return
     if samples > manifest.max_segment_duration * manifest.sample_rate_hz:
-        yield f"{segment.filename} is {segment.duration_sec} s long"
+        yield f"{segment.filename} is {segment.duration_sec} s long, more than the maximum"
     if segment.end_sample > round(manifest.recording.decoded_duration_s * manifest.sample_rate_hz):
         yield f"{segment.filename} ends after the recording"
     try:

@@ -1,4 +1,4 @@
-"""What the servers on loopback have in common: free ports, keys, clients that leave nothing to chance, readiness."""
+"""Shared by the servers on loopback: free ports, keys, clients, and the wait until a server is ready."""
 
 import asyncio
 import contextlib
@@ -29,24 +29,24 @@ _POLL_INTERVAL_S = 0.05
 
 @dataclass(frozen=True)
 class Keys:
-    """Access key and secret key of one identity."""
+    """The access key and the secret key of one identity."""
 
     access_key: str
     secret_key: str = field(repr=False)
 
     @classmethod
     def random(cls) -> "Keys":
-        """Make keys that nobody else has."""
+        """Return random keys."""
         return cls(access_key=secrets.token_hex(10).upper(), secret_key=secrets.token_hex(20))
 
 
 class ServerExitedError(DependencyError):
-    """A server ended before it was ready: often a port that somebody else took in the meantime."""
+    """A server ended before it was ready, often because another process took one of its ports."""
 
 
 def free_ports(count: int) -> list[int]:
-    """Return that many different ports on which nobody listens now."""
-    with contextlib.ExitStack() as held:  # all held at once, so that no port is handed out twice
+    """Return `count` different ports on which no process listens."""
+    with contextlib.ExitStack() as held:  # all bound at the same time, so that they differ
         sockets = [held.enter_context(socket.socket()) for _ in range(count)]
         for each in sockets:
             each.bind((HOST, 0))
@@ -83,15 +83,15 @@ async def until_ready(
     """Wait until the server listens on all of its ports and answers a request.
 
     Raises:
-        ServerExitedError: The server ended instead.
-        DependencyError: It did not answer in time.
+        ServerExitedError: the server ended.
+        DependencyError: the server did not answer within a minute.
     """
     refusal: Exception | None = None
     try:
         async with asyncio.timeout(_READY_TIMEOUT_S):
             while server.returncode is None:
                 try:
-                    # Listens itself: another one that took the port before it would answer just as well.
+                    # Another process that took the port could answer the request, so check who listens.
                     if server.listens_on().issuperset(ports):
                         await request()
                         return
@@ -112,6 +112,6 @@ async def until_ready(
 
 
 def _client_config() -> AioConfig:
-    # proxies={}: without it a proxy in the environment is asked for 127.0.0.1 as well. One attempt: whoever waits for
-    # a server waits in until_ready, and an error of a server next door is an error.
+    # Without proxies={}, a proxy from the environment would get the requests to 127.0.0.1. A single attempt, because
+    # until_ready has waited for the server: a later error is a bug.
     return AioConfig(proxies={}, retries={"total_max_attempts": 1}, connect_timeout=5, read_timeout=60)

@@ -1,4 +1,4 @@
-"""A real S3 server on loopback: SeaweedFS, with an identity that reads the source and one that owns everything."""
+"""An S3 server on loopback: SeaweedFS, with an identity that reads the source and one that may do everything."""
 
 import shutil
 import sysconfig
@@ -15,10 +15,10 @@ from stt_async.local.process import ChildProcess, plain_environment
 
 _SERVICES = ("master", "volume", "filer", "s3", "admin")
 PORTS = 2 * len(_SERVICES)
-"""How many ports the server takes: HTTP and gRPC of each of its services."""
-_SOCKETS = Path("/tmp")  # noqa: S108 - where SeaweedFS itself, whatever TMPDIR says, puts its sockets
+"""Number of ports: HTTP and gRPC for each service."""
+_SOCKETS = Path("/tmp")  # noqa: S108 - SeaweedFS puts its sockets there, regardless of TMPDIR
 _VOLUME_SIZE_MB = 64
-_VOLUMES = 4000  # each bucket takes one or more; they grow with what is in them
+_VOLUMES = 4000  # a bucket takes at least one; a volume grows with its content
 
 
 @dataclass(frozen=True)
@@ -26,15 +26,15 @@ class ObjectServer:
     """An S3 server and the keys of its two identities."""
 
     endpoint: str
-    """`host:port`, as MinIO clients want it."""
+    """`host:port`, the form that MinIO clients take."""
     reader: Keys
-    """May read and list the readable buckets, nothing else."""
+    """May only read and list the readable buckets."""
     owner: Keys
     """May do everything."""
 
     @property
     def url(self) -> str:
-        """The endpoint as S3 clients want it."""
+        """The endpoint in the form that S3 clients take."""
         return f"http://{self.endpoint}"
 
 
@@ -45,9 +45,9 @@ async def object_server(
     """Run an S3 server with its data, configuration and log in `directory`.
 
     Args:
-        directory: Where everything lies; made if it is not there.
-        ports: Free ports, `PORTS` of them.
-        readable: Names of the buckets open to the reader; `name*` for all that begin so.
+        directory: The folder; created if it does not exist.
+        ports: `PORTS` free ports.
+        readable: Buckets that the reader may read; `name*` matches a prefix.
 
     Raises:
         DependencyError: SeaweedFS is not installed, or does not start.
@@ -57,7 +57,7 @@ async def object_server(
     http_ports = dict(zip(_SERVICES, ports[: len(_SERVICES)], strict=True))
     grpc_ports = dict(zip(_SERVICES, ports[len(_SERVICES) :], strict=True))
     server = ObjectServer(endpoint=f"{HOST}:{http_ports['s3']}", reader=reader, owner=owner)
-    # HOME: it looks for a configuration there, and the person may have one.
+    # SeaweedFS would read the user's configuration below HOME.
     environment = plain_environment() | {"HOME": str(directory), "TMPDIR": str(directory)}
     async with ChildProcess(
         [_program(), *_arguments(http_ports, grpc_ports)],
@@ -79,19 +79,19 @@ def _arguments(http_ports: dict[str, int], grpc_ports: dict[str, int]) -> list[s
         "-dir=.",
         f"-ip={HOST}",
         f"-ip.bind={HOST}",
-        # Each port by name: the defaults are fixed, or 10000 above another one.
+        # Set every port: the defaults are fixed, or 10000 above another port.
         *(f"-{service}.port={port}" for service, port in http_ports.items()),
         *(f"-{service}.port.grpc={port}" for service, port in grpc_ports.items()),
         "-s3.config=identities.json",
-        "-s3.autoCreateBucket=false",  # S3 says NoSuchBucket
-        # Short relative names: the path of a socket may not be longer than 107 bytes, that of a folder may.
+        "-s3.autoCreateBucket=false",  # as in S3, which answers NoSuchBucket
+        # Relative paths: a socket's path may have at most 107 bytes, and the folder's path may be longer.
         "-s3.localSocket=s3.sock",
         "-filer.localSocket=filer.sock",
         "-s3.port.iceberg=0",
         "-s3.port.lance=0",
         "-webdav=false",
         "-admin.ui=false",
-        "-master.telemetry=false",  # on by default: it would report to seaweedfs.com
+        "-master.telemetry=false",  # on by default, and reports to seaweedfs.com
         f"-master.volumeSizeLimitMB={_VOLUME_SIZE_MB}",
         f"-volume.max={_VOLUMES}",
         "-volume.preStopSeconds=0",
@@ -115,7 +115,7 @@ def _write_identities(file: Path, reader: Keys, owner: Keys, readable: Sequence[
 
 
 def _program() -> str:
-    # Beside the interpreter first: the folder of a venv that is not activated is not on the PATH.
+    # First beside the interpreter: PATH lacks the folder of a venv that is not activated.
     program = shutil.which("weed", path=sysconfig.get_path("scripts")) or shutil.which("weed")
     if program is None:
         raise DependencyError(

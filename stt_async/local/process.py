@@ -1,4 +1,4 @@
-"""A child process that is surely stopped: on exit, on error, on cancel, on Ctrl-C, and when its parent is killed."""
+"""A child process that never outlives its parent: not after an error, a cancellation, Ctrl-C or SIGKILL."""
 
 import asyncio
 import contextlib
@@ -14,8 +14,7 @@ import psutil
 
 from stt_async.local import die_with_parent
 
-# Everything else of the environment stays outside: a proxy, an AWS_* or STT_* of the person at the keyboard would
-# silently point a local process at something that is not local.
+# No other variables: the user's proxy, AWS_* or STT_* would silently point a local process at a remote service.
 _PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "VIRTUAL_ENV")
 
 _TAIL_LINES = 20
@@ -23,24 +22,24 @@ _TAIL_BYTES = 16_384
 
 
 def plain_environment() -> dict[str, str]:
-    """Return the few variables that any process needs, and none that leads it elsewhere."""
+    """Return the few variables that every process needs."""
     return {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
 
 
 class ChildProcess:
-    """A command as a child process, from `async with` to its end.
+    """A command that runs as a child process within an `async with` block.
 
-    It runs in a session of its own, so that Ctrl-C in the terminal reaches the parent alone, which then stops its
-    children in order. Standard output and error go to `log`, appended. On Linux the kernel kills it when the *thread*
-    that runs the event loop ends: with `asyncio.run` (or uvloop's) in the main thread, when this process ends.
+    It has its own session, so that Ctrl-C reaches only the parent, which then stops its children in order. On Linux the
+    kernel kills it when the *thread* that runs the event loop ends. With `asyncio.run` or `uvloop.run` in the main
+    thread, that is when this process ends.
 
     Args:
         command: Program and arguments.
-        environment: All of its environment (see `plain_environment`).
-        log: File that takes its output.
-        directory: Its working directory; the current one if not given.
-        grace_s: How long it may take from SIGTERM to its end before SIGKILL.
-        leaves: Files it is known to leave behind, removed after its end.
+        environment: Its complete environment (see `plain_environment`).
+        log: File to which its standard output and error are appended.
+        directory: Its working directory. Default: the current one.
+        grace_s: Time from SIGTERM to SIGKILL.
+        leaves: Files that it leaves behind; they are removed after its end.
     """
 
     def __init__(
@@ -82,32 +81,32 @@ class ChildProcess:
 
     @property
     def pid(self) -> int:
-        """Its process id, which is also that of its group."""
+        """The process id, which is also the id of its process group."""
         return self._started.pid
 
     @property
     def returncode(self) -> int | None:
-        """Its exit status, negative for a signal; None while it runs."""
+        """The exit status, negative after a signal; None while the process runs."""
         return self._started.returncode
 
     async def wait(self) -> int:
-        """Wait for its end; return the exit status."""
+        """Wait for the end of the process; return the exit status."""
         return await self._started.wait()
 
     def signal(self, signum: signal.Signals) -> None:
-        """Send it a signal; nothing happens if it has ended."""
+        """Send a signal; a process that has ended ignores it."""
         with contextlib.suppress(ProcessLookupError):
             self._started.send_signal(signum)
 
     async def stop(self) -> int:
-        """Ask it to end, wait, and kill what is left of its group; return its exit status."""
+        """Send SIGTERM, wait for `grace_s`, and kill the rest of its process group; return the exit status."""
         try:
             if self.returncode is None:
                 self.signal(signal.SIGTERM)
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(self._grace_s):
                         await self.wait()
-        finally:  # also when cancelled while waiting: then at once
+        finally:  # also, without further delay, when this wait is cancelled
             self._kill_group()
             code = await self.wait()
             for file in self._leaves:
@@ -115,7 +114,7 @@ class ChildProcess:
         return code
 
     def group(self) -> list[int]:
-        """Return the ids of all living processes of its group: its children, and itself while it runs."""
+        """Return the ids of the running processes of its group: itself and its children."""
         members = []
         for process in psutil.process_iter(["status"]):
             with contextlib.suppress(ProcessLookupError):
@@ -124,7 +123,7 @@ class ChildProcess:
         return members
 
     def listens_on(self) -> set[int]:
-        """Return the ports on which it, or a child of its, takes TCP connections."""
+        """Return the TCP ports on which the processes of its group listen."""
         ports: set[int] = set()
         for pid in self.group():
             with contextlib.suppress(psutil.NoSuchProcess):
@@ -141,14 +140,14 @@ class ChildProcess:
 
     def _kill_group(self) -> None:
         if self.returncode is not None and psutil.pid_exists(self.pid):
-            return  # ours ended long ago, and its number has been given to somebody else
+            return  # the process has ended, and another process has its id now
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
 
     @property
     def _started(self) -> asyncio.subprocess.Process:
         if self._process is None:
-            raise RuntimeError(f"{self.command[0]} has not been started: use it in `async with`")
+            raise RuntimeError(f"{self.command[0]} has not been started: enter its ChildProcess with `async with`")
         return self._process
 
     def _guarded_command(self) -> list[str]:

@@ -1,4 +1,4 @@
-"""The world outside on loopback: an S3 server, an SQS emulator, and what a worker must know of them."""
+"""The world outside on loopback: an S3 server, an SQS emulator, and the settings for a worker."""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
@@ -14,7 +14,7 @@ from stt_async.local.queues import QueuePair, create_queue_pair, queue_server
 
 @dataclass(frozen=True)
 class LocalServers:
-    """The running servers, still without buckets and queues."""
+    """The running servers, without buckets and queues yet."""
 
     objects: ObjectServer
     queues_url: str
@@ -22,7 +22,7 @@ class LocalServers:
 
 @dataclass(frozen=True)
 class LocalServices:
-    """Buckets and queues for one pile of recordings, on running servers."""
+    """One set of buckets and queues on running servers."""
 
     servers: LocalServers
     source_bucket: str
@@ -31,11 +31,11 @@ class LocalServices:
 
     @property
     def owner(self) -> Keys:
-        """Keys that may do everything, for loading the source and looking at the output."""
+        """Keys that may do everything, to fill the source bucket and read the output."""
         return self.servers.objects.owner
 
     def environment(self) -> dict[str, str]:
-        """Return the variables that a worker needs, and no others."""
+        """Return the variables that a worker needs."""
         objects = self.servers.objects
         return {
             "STT_MINIO_ENDPOINT": objects.endpoint,
@@ -50,25 +50,25 @@ class LocalServices:
             "AWS_SECRET_ACCESS_KEY": objects.owner.secret_key,
             "AWS_ENDPOINT_URL_S3": objects.url,
             "AWS_ENDPOINT_URL_SQS": self.servers.queues_url,
-            "AWS_EC2_METADATA_DISABLED": "true",  # not on EC2: do not ask whoever answers on 169.254.169.254
+            "AWS_EC2_METADATA_DISABLED": "true",  # the demo is no instance, even if it runs on one
         }
 
 
 @asynccontextmanager
 async def local_servers(directory: Path, *, readable: Sequence[str]) -> AsyncIterator[LocalServers]:
-    """Run both servers, started side by side, with everything of theirs in `directory`; stop them on the way out.
+    """Run both servers, which start concurrently; stop them after the block.
 
     Args:
-        directory: Data, configuration and logs; stays when they are gone.
-        readable: The buckets that the read-only identity may read; `name*` for all that begin so.
+        directory: Folder for data, configuration and logs; it is kept.
+        readable: Buckets that the read-only identity may read; `name*` matches a prefix.
 
     Raises:
-        DependencyError: A server is not installed, or does not start; with the end of its log.
+        DependencyError: a server is not installed or does not start; the message ends with its log.
     """
     async with AsyncExitStack() as stack:
         try:
             servers = await _start(stack, directory, readable)
-        except ServerExitedError:  # somebody took a port between finding it free and using it: once more, with others
+        except ServerExitedError:  # another process may have taken a free port: try once more with other ports
             await stack.aclose()
             servers = await _start(stack, directory, readable)
         yield servers
@@ -77,7 +77,7 @@ async def local_servers(directory: Path, *, readable: Sequence[str]) -> AsyncIte
 async def open_services(
     servers: LocalServers, *, source_bucket: str, output_bucket: str, split_queue: str, visibility_timeout_s: int
 ) -> LocalServices:
-    """Create the buckets and queues for one pile of recordings; buckets of an earlier time stay as they are."""
+    """Create one set of buckets and queues; existing buckets keep their objects."""
     owner = servers.objects.owner
     async with s3_client(servers.objects.url, owner) as s3, sqs_client(servers.queues_url, owner) as sqs:
         for bucket in (source_bucket, output_bucket):
@@ -96,7 +96,7 @@ async def local_services(
     split_queue: str = "stt-split-jobs",
     visibility_timeout_s: int = 300,
 ) -> AsyncIterator[LocalServices]:
-    """Run servers with one set of buckets and queues on them; the arguments and errors are those of the two above."""
+    """Run servers with one set of buckets and queues; see `local_servers` and `open_services`."""
     async with local_servers(directory, readable=[source_bucket]) as servers:
         yield await open_services(
             servers,

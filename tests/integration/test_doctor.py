@@ -1,4 +1,4 @@
-"""The doctor: one line for each thing a worker needs; what is out of order says what to do."""
+"""The doctor: one line for each check; a failed check says what to do."""
 
 import socket
 from collections.abc import Callable
@@ -17,7 +17,7 @@ def _environment(site: Site, tmp_path: Path) -> dict[str, str]:
     return site.environment() | {"STT_SCRATCH_DIR": str(tmp_path / "scratch")}
 
 
-async def test_all_in_order_exits_0_and_leaves_nothing(site: Site, speech: Path, tmp_path: Path) -> None:
+async def test_working_services_exit_0_and_nothing_is_left_behind(site: Site, speech: Path, tmp_path: Path) -> None:
     await site.put_recordings([speech])
     finished = await run_command("doctor", environment=_environment(site, tmp_path))
     assert finished.returncode == 0, finished.stdout
@@ -29,7 +29,7 @@ async def test_all_in_order_exits_0_and_leaves_nothing(site: Site, speech: Path,
     assert not list((tmp_path / "scratch").iterdir())
 
 
-async def test_it_tells_what_may_not_be_tidied_up(site: Site, speech: Path, tmp_path: Path) -> None:
+async def test_missing_permission_to_list_uploads_is_named(site: Site, speech: Path, tmp_path: Path) -> None:
     await site.put_recordings([speech])
     with site.gateway.fault("s3", "ListMultipartUploads", error(403, "AccessDenied")):
         finished = await run_command("doctor", environment=_environment(site, tmp_path))
@@ -39,7 +39,7 @@ async def test_it_tells_what_may_not_be_tidied_up(site: Site, speech: Path, tmp_
     assert "s3:ListBucketMultipartUploads" in failed
 
 
-async def test_it_tells_what_it_does_not_try(site: Site, speech: Path, tmp_path: Path) -> None:
+async def test_untried_permissions_are_named_and_not_used(site: Site, speech: Path, tmp_path: Path) -> None:
     await site.put_recordings([speech])
     finished = await run_command("doctor", environment=_environment(site, tmp_path))
     untried = {"ReceiveMessage", "ChangeMessageVisibility", "DeleteMessage", "SendMessage"}
@@ -49,7 +49,7 @@ async def test_it_tells_what_it_does_not_try(site: Site, speech: Path, tmp_path:
 
 @dataclass(frozen=True)
 class _Broken:
-    """Something out of order: what makes it so, the line that has to fail, and a word that has to stand in it."""
+    """A broken service: the settings that break it, the line that must fail, and a word in that line."""
 
     variables: Callable[[Site, str], dict[str, str]]
     line: str
@@ -77,11 +77,9 @@ _NO_REDRIVE = _Broken(
         pytest.param([_DEAD_MINIO, _DEAD_S3], id="dead MinIO, dead S3"),
     ],
 )
-async def test_what_is_out_of_order_exits_3_and_says_what_to_do(
-    site: Site, tmp_path: Path, broken: list[_Broken]
-) -> None:
+async def test_failed_checks_exit_3_and_say_what_to_do(site: Site, tmp_path: Path, broken: list[_Broken]) -> None:
     environment = _environment(site, tmp_path)
-    with socket.socket() as held:  # bound and not listening: whoever connects is refused
+    with socket.socket() as held:  # bound but not listening: connections are refused
         held.bind((HOST, 0))
         for each in broken:
             environment |= each.variables(site, f"{HOST}:{held.getsockname()[1]}")
@@ -93,7 +91,7 @@ async def test_what_is_out_of_order_exits_3_and_says_what_to_do(
     for each in broken:
         assert each.word in failed[each.line]
         assert "Check STT_" in failed[each.line]
-    # Nothing else fails with it, but for the dead-letter queue of a queue, the uploads of a bucket that are not there.
+    # A missing queue also fails its dead-letter queue, and a missing bucket its uploads.
     assert failed.keys() - {"its", "multipart"} == {each.line for each in broken}
     assert ("its" in failed) == ("queue" in failed)
     assert ("multipart" in failed) == ("output" in failed)

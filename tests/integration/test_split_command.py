@@ -1,4 +1,4 @@
-"""The split command: recordings on disk to segments on disk, without any service."""
+"""The split command, as a process."""
 
 import asyncio
 import hashlib
@@ -25,7 +25,7 @@ _FACTS = {"file", "name", "status", "skipped", "duration_s", "segments", "speech
 
 
 async def _split(*arguments: str | Path) -> Finished:
-    """Run it with no setting at all."""
+    """Run it without any setting."""
     return await run_command("split", *map(str, arguments), environment={})
 
 
@@ -56,7 +56,7 @@ async def test_files_and_folders_become_folders_of_segments(
         _verify(out / name, manifest)
 
 
-async def test_a_broken_file_is_one_clear_line_and_the_rest_goes_on(tmp_path: Path, samples: list[Path]) -> None:
+async def test_broken_file_is_one_line_and_the_others_are_split(tmp_path: Path, samples: list[Path]) -> None:
     finished = await _split(samples[0].parent, "--out", tmp_path)
     assert finished.returncode == 4
     (line,) = finished.stderr.splitlines()
@@ -72,12 +72,16 @@ async def test_a_broken_file_is_one_clear_line_and_the_rest_goes_on(tmp_path: Pa
     assert {each["name"] for each in again.lines() if each["skipped"]} == done
 
 
-async def test_what_is_done_is_skipped_until_parameters_change(tmp_path: Path, speech: Path) -> None:
+async def test_done_recording_is_skipped_until_parameters_change(tmp_path: Path, speech: Path) -> None:
     recording, out = tmp_path / "a.wav", tmp_path / "out"
     shutil.copy(speech, recording)
     written = await _processed_at(recording, out)
     assert await _processed_at(recording, out) == written
     assert await _processed_at(recording, out, "--format", "wav") > written
+    await _processed_at(recording, out, "--format", "wav", "--max-duration", "2", "--min-duration", "0.5")
+    segments = _manifest(out / recording.name)["segments"]
+    assert segments
+    assert max(each["duration_sec"] for each in segments) <= 2
     assert {file.suffix for file in (out / "a.wav").iterdir()} == {".wav", ".json"}
 
 
@@ -87,7 +91,7 @@ async def _processed_at(recording: Path, out: Path, *options: str) -> str:
     return str(_manifest(out / recording.name)["processed_at"])
 
 
-async def test_what_cannot_be_used_costs_its_own_file_alone(tmp_path: Path, speech: Path) -> None:
+async def test_unusable_file_fails_alone(tmp_path: Path, speech: Path) -> None:
     folder, out = tmp_path / "in", tmp_path / "out"
     (folder / "failures").mkdir(parents=True)
     expected = {
@@ -108,7 +112,7 @@ async def test_what_cannot_be_used_costs_its_own_file_alone(tmp_path: Path, spee
     assert _manifest(out / "good.wav")["status"] == "ok"
 
 
-async def test_nothing_to_split_is_a_sentence_and_exit_2(tmp_path: Path) -> None:
+async def test_nothing_to_split_is_one_message_and_exit_2(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for missing in ("nowhere", "empty"):
         finished = await _split(tmp_path / missing, "--out", tmp_path / "out")
@@ -118,7 +122,7 @@ async def test_nothing_to_split_is_a_sentence_and_exit_2(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGKILL], ids=lambda signum: signum.name)
-async def test_interrupted_it_leaves_nothing_half_done_after_the_next_run(
+async def test_run_after_an_interruption_leaves_nothing_incomplete(
     tmp_path: Path, an_hour: Path, speech: Path, signum: signal.Signals
 ) -> None:
     out = tmp_path / "out"
@@ -137,7 +141,7 @@ async def test_interrupted_it_leaves_nothing_half_done_after_the_next_run(
     async with ChildProcess(
         command, environment=plain_environment(), log=tmp_path / "split.log", directory=ROOT
     ) as process:
-        await wait_until((out / ".an-hour.wav.partial").is_dir, what="the long recording to be begun")
+        await wait_until((out / ".an-hour.wav.partial").is_dir, what="the long recording to be started")
         await wait_until((out / "telephone.wav").is_dir, what="the short recording to be done")
         process.signal(signum)
         code = await process.wait()
@@ -197,7 +201,7 @@ async def test_ten_hours_stay_under_600_mb_with_all_processes(tmp_path: Path, sp
 
 
 def _write_long(recording: Path, speech: Path, seconds: int) -> None:
-    """Speech at both ends, and a hole in the file between them: hours that cost no disk."""
+    """Write speech at both ends, and a hole in the file between them, so that hours take no disk space."""
     samples, rate_hz = soundfile.read(speech, dtype="int16")
     data, data_bytes = samples.tobytes(), seconds * rate_hz * 2
     with recording.open("wb") as file:

@@ -1,4 +1,4 @@
-"""Recordings on disk: which are found, what a broken one costs, and whether an output holds what it promises."""
+"""Splits on disk: which files are found, what failures cost, and the check of an output against its manifest."""
 
 import asyncio
 import hashlib
@@ -25,7 +25,7 @@ from tests.unit.fakes import a_manifest, a_recording, a_result, a_segment
 RATE = 16_000
 
 
-def made(folder: Path, *names: str) -> None:
+def write_files(folder: Path, *names: str) -> None:
     for name in names:
         file = folder / name
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -33,41 +33,41 @@ def made(folder: Path, *names: str) -> None:
 
 
 class TestFindRecordings:
-    def test_of_a_folder_it_takes_what_looks_like_one_with_its_path(self, tmp_path: Path) -> None:
-        made(tmp_path, "b.mp3", "a/x y+%.FLAC", "a/notes.txt", "བཀྲ་ཤིས།.ogg", "a/.hidden.wav")
+    def test_files_with_a_recordings_suffix_are_found_with_their_relative_path(self, tmp_path: Path) -> None:
+        write_files(tmp_path, "b.mp3", "a/x y+%.FLAC", "a/notes.txt", "བཀྲ་ཤིས།.ogg", "a/.hidden.wav")
         (tmp_path / "folder.mp3").mkdir()
         found = find_recordings([tmp_path])
         assert [each.name for each in found] == ["a/.hidden.wav", "a/x y+%.FLAC", "b.mp3", "བཀྲ་ཤིས།.ogg"]
         assert all(each.file == tmp_path / each.name for each in found)
 
-    def test_a_file_is_taken_as_it_is(self, tmp_path: Path) -> None:
-        made(tmp_path, "strange.name")
+    def test_file_given_by_name_is_taken_whatever_its_suffix(self, tmp_path: Path) -> None:
+        write_files(tmp_path, "strange.name")
         [found] = find_recordings([tmp_path / "strange.name"])
         assert (found.file, found.name) == (tmp_path / "strange.name", "strange.name")
 
-    def test_a_path_that_is_not_there_is_named(self, tmp_path: Path) -> None:
-        with pytest.raises(SettingsError, match="nothing is not there"):
+    def test_missing_path_is_named(self, tmp_path: Path) -> None:
+        with pytest.raises(SettingsError, match="nothing does not exist"):
             find_recordings([tmp_path / "nothing"])
 
-    def test_the_same_recording_twice_is_one(self, tmp_path: Path) -> None:
-        made(tmp_path, "a.mp3")
+    def test_recording_given_twice_is_found_once(self, tmp_path: Path) -> None:
+        write_files(tmp_path, "a.mp3")
         assert len(find_recordings([tmp_path, tmp_path / "a.mp3", tmp_path / "." / "a.mp3"])) == 1
 
-    def test_two_recordings_of_one_name_are_refused(self, tmp_path: Path) -> None:
-        made(tmp_path, "one/a.mp3", "two/a.mp3")
+    def test_two_recordings_with_one_name_are_refused(self, tmp_path: Path) -> None:
+        write_files(tmp_path, "one/a.mp3", "two/a.mp3")
         with pytest.raises(SettingsError, match="same name") as caught:
             find_recordings([tmp_path / "one", tmp_path / "two"])
         assert "one/a.mp3" in str(caught.value)
         assert "two/a.mp3" in str(caught.value)
 
-    def test_a_folder_without_any_is_named(self, tmp_path: Path) -> None:
-        with pytest.raises(SettingsError, match="no recording in") as caught:
+    def test_folder_without_a_recording_is_named(self, tmp_path: Path) -> None:
+        with pytest.raises(SettingsError, match="no recording found in") as caught:
             find_recordings([tmp_path])
         assert str(tmp_path) in str(caught.value)
 
 
 class FakePool:
-    """Splits a recording into what its name says: an error, or one segment."""
+    """Splits a recording into one segment, or raises the error set for its name."""
 
     def __init__(self) -> None:
         self.errors: dict[str, Exception] = {}
@@ -86,7 +86,7 @@ class FakePool:
 
 @pytest.fixture
 def pool(monkeypatch: pytest.MonkeyPatch) -> FakePool:
-    """The pool that `split_files` gets instead of processes."""
+    """The pool that `split_files` opens."""
     pool = FakePool()
 
     @asynccontextmanager
@@ -107,11 +107,11 @@ class TestSplitFiles:
             async for result in split_files(recordings, out, load(processes=2, **overrides))
         }
 
-    def left(self, out: Path) -> list[str]:
+    def files_in(self, out: Path) -> list[str]:
         return sorted(file.relative_to(out).as_posix() for file in out.rglob("*") if file.is_file())
 
     async def test_each_recording_gets_a_folder_with_its_manifest(self, tmp_path: Path, pool: FakePool) -> None:
-        made(tmp_path / "in", "a.mp3", "deep/བཀྲ་ཤིས། +%.mp3")
+        write_files(tmp_path / "in", "a.mp3", "deep/བཀྲ་ཤིས། +%.mp3")
         results = await self.split(tmp_path / "in", tmp_path / "out")
         assert len(pool.splits) == 2
         for name, result in results.items():
@@ -119,15 +119,15 @@ class TestSplitFiles:
             assert result.facts()["status"] == "ok"
             assert not result.skipped
 
-    async def test_done_again_nothing_is_computed_unless_something_changed(
+    async def test_second_split_skips_recordings_until_they_or_parameters_change(
         self, tmp_path: Path, pool: FakePool
     ) -> None:
-        made(tmp_path / "in", "a.mp3", "b.mp3")
+        write_files(tmp_path / "in", "a.mp3", "b.mp3")
         first = await self.split(tmp_path / "in", tmp_path / "out")
         again = await self.split(tmp_path / "in", tmp_path / "out")
         assert all(result.skipped for result in again.values())
         assert {n: r.manifest for n, r in again.items()} == {n: r.manifest for n, r in first.items()}
-        made(tmp_path / "in", "a.mp3")
+        write_files(tmp_path / "in", "a.mp3")
         (tmp_path / "in" / "a.mp3").write_bytes(b"another recording")
         pool.splits.clear()
         await self.split(tmp_path / "in", tmp_path / "out")
@@ -140,38 +140,36 @@ class TestSplitFiles:
         [PermanentError("undecodable", "no audio"), WorkerLostError("child_died", "exit code -9")],
         ids=lambda error: error.code,
     )
-    async def test_one_that_fails_leaves_nothing_and_the_others_go_on(
+    async def test_failed_recording_leaves_no_file_and_the_others_are_split(
         self, tmp_path: Path, pool: FakePool, error: PermanentError
     ) -> None:
-        made(tmp_path / "in", "a.mp3", "bad.mp3", "c.mp3")
+        write_files(tmp_path / "in", "a.mp3", "bad.mp3", "c.mp3")
         pool.errors["bad.mp3"] = error
         results = await self.split(tmp_path / "in", tmp_path / "out")
         assert results["bad.mp3"].error is error
         assert results["bad.mp3"].facts()["code"] == error.code
         assert [name for name, result in results.items() if result.error is None] == ["a.mp3", "c.mp3"]
-        assert {Path(name).parts[0] for name in self.left(tmp_path / "out")} == {"a.mp3", "c.mp3"}
+        assert {Path(name).parts[0] for name in self.files_in(tmp_path / "out")} == {"a.mp3", "c.mp3"}
 
     @pytest.mark.parametrize("name", ["a\nb.mp3", "releases/a.mp3", "x" * 200 + "/" + "y/" * 360 + "a.mp3"], ids=ascii)
-    async def test_a_name_that_cannot_be_a_prefix_costs_itself_alone(
-        self, tmp_path: Path, pool: FakePool, name: str
-    ) -> None:
-        made(tmp_path / "in", "good.mp3", name)
+    async def test_unusable_name_fails_only_its_own_recording(self, tmp_path: Path, pool: FakePool, name: str) -> None:
+        write_files(tmp_path / "in", "good.mp3", name)
         results = await self.split(tmp_path / "in", tmp_path / "out")
         assert results["good.mp3"].error is None
         failed = results[name].error
         assert isinstance(failed, PermanentError)
         assert pool.splits == ["good.mp3"]
 
-    async def test_a_file_that_is_gone_costs_itself_alone(self, tmp_path: Path, pool: FakePool) -> None:
-        made(tmp_path / "in", "a.mp3", "gone.mp3")
+    async def test_file_deleted_meanwhile_fails_only_its_own_recording(self, tmp_path: Path, pool: FakePool) -> None:
+        write_files(tmp_path / "in", "a.mp3", "gone.mp3")
         recordings = find_recordings([tmp_path / "in"])
         (tmp_path / "in" / "gone.mp3").unlink()
         results = [result async for result in split_files(recordings, tmp_path / "out", load(processes=1))]
         assert sorted(result.error is None for result in results) == [False, True]
         assert pool.splits == ["a.mp3"]
 
-    async def test_left_early_it_leaves_no_half_folder(self, tmp_path: Path, pool: FakePool) -> None:
-        made(tmp_path / "in", *(f"{n}.mp3" for n in range(5)))
+    async def test_early_end_leaves_no_incomplete_folder(self, tmp_path: Path, pool: FakePool) -> None:
+        write_files(tmp_path / "in", *(f"{n}.mp3" for n in range(5)))
         results = split_files(find_recordings([tmp_path / "in"]), tmp_path / "out", load(processes=1))
         await anext(results)
         await results.aclose()  # type: ignore[attr-defined]  # an async generator
@@ -181,7 +179,7 @@ class TestSplitFiles:
 
 
 class TestProblems:
-    """On an output of two segments, as flac files and as members of a tar."""
+    """The check of an output with two segments, as FLAC files and as members of a tar."""
 
     @pytest.fixture
     def segments(self, tmp_path: Path) -> list[Segment]:
@@ -209,10 +207,12 @@ class TestProblems:
     def found(self, folder: Path, manifest: Manifest) -> str:
         return "\n".join(problems(folder, manifest))
 
-    def test_an_output_as_promised_has_none(self, tmp_path: Path, manifest: Manifest) -> None:
+    def test_matching_output_has_no_problem(self, tmp_path: Path, manifest: Manifest) -> None:
         assert self.found(tmp_path, manifest) == ""
 
-    def test_neither_has_one_in_a_tar(self, tmp_path: Path, segments: list[Segment]) -> None:
+    def test_matching_tar_has_no_problem_and_a_flipped_bit_in_it_is_one(
+        self, tmp_path: Path, segments: list[Segment]
+    ) -> None:
         tar = tmp_path / "segments.tar"
         offsets = []
         with tar.open("wb") as stream:
@@ -228,21 +228,21 @@ class TestProblems:
         data = bytearray(tar.read_bytes())
         data[-1] ^= 1
         tar.write_bytes(data)
-        assert f"{segments[1].filename} is not what was written" in self.found(tmp_path, manifest)
+        assert f"{segments[1].filename} differs from the manifest" in self.found(tmp_path, manifest)
 
-    def test_nor_has_a_recording_without_speech(self, tmp_path: Path) -> None:
+    def test_output_without_segments_has_no_problem(self, tmp_path: Path) -> None:
         assert self.found(tmp_path, a_manifest(result=a_result(segments=()))) == ""
 
     @pytest.mark.parametrize(
         ("change", "sentence"),
         [
-            (lambda data: data[:-1], "is not what was written"),
-            (lambda data: data + b"\0", "is not what was written"),
-            (lambda data: data[:-1] + bytes([data[-1] ^ 1]), "is not what was written"),
+            (lambda data: data[:-1], "differs from the manifest"),
+            (lambda data: data + b"\0", "differs from the manifest"),
+            (lambda data: data[:-1] + bytes([data[-1] ^ 1]), "differs from the manifest"),
         ],
         ids=["shorter", "longer", "a bit flipped"],
     )
-    def test_another_content_is_one(
+    def test_changed_segment_is_a_problem(
         self, tmp_path: Path, manifest: Manifest, change: Callable[[bytes], bytes], sentence: str
     ) -> None:
         file = tmp_path / manifest.segments[1].filename
@@ -252,39 +252,39 @@ class TestProblems:
     @pytest.mark.parametrize(
         ("changes", "sentence"),
         [
-            ({"total_segments": 3}, "total_segments is 3, 2 are listed"),
+            ({"total_segments": 3}, "total_segments is 3, 2 segments are listed"),
             ({"max_segment_duration": 1.5}, "segment_00002.flac is 2.0 s long"),
             ({"sample_rate_hz": 8_000}, "at 16000 Hz"),
             ({"recording": a_recording(decoded_duration_s=4.9)}, "segment_00002.flac ends after the recording"),
         ],
         ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
     )
-    def test_another_promise_is_one(
+    def test_wrong_number_in_the_manifest_is_a_problem(
         self, tmp_path: Path, manifest: Manifest, changes: dict[str, Any], sentence: str
     ) -> None:
         assert sentence in self.found(tmp_path, replace(manifest, **changes))
 
-    def test_overlap_is_one(self, tmp_path: Path, manifest: Manifest) -> None:
+    def test_overlap_is_a_problem(self, tmp_path: Path, manifest: Manifest) -> None:
         first, second = manifest.segments
         early = replace(second, start_sample=first.end_sample - 1)
         found = self.found(tmp_path, replace(manifest, segments=(first, early)))
         assert "segment_00002.flac begins before segment_00001.flac ends" in found
 
-    def test_another_length_is_one(self, tmp_path: Path, manifest: Manifest) -> None:
+    def test_wrong_length_is_a_problem(self, tmp_path: Path, manifest: Manifest) -> None:
         first, second = manifest.segments
         long = replace(second, end_sample=second.end_sample + 1)
         assert "not 32001" in self.found(tmp_path, replace(manifest, segments=(first, long)))
 
-    def test_a_segment_that_does_not_decode_is_one(self, tmp_path: Path, manifest: Manifest) -> None:
+    def test_segment_that_does_not_decode_is_a_problem(self, tmp_path: Path, manifest: Manifest) -> None:
         first, second = manifest.segments
         noise = b"no flac" * 100
         (tmp_path / second.filename).write_bytes(noise)
         broken = replace(second, bytes=len(noise), sha256=hashlib.sha256(noise).hexdigest())
         assert "does not decode" in self.found(tmp_path, replace(manifest, segments=(first, broken)))
 
-    def test_a_segment_that_is_missing_is_one(self, tmp_path: Path, manifest: Manifest) -> None:
+    def test_missing_segment_is_a_problem(self, tmp_path: Path, manifest: Manifest) -> None:
         (tmp_path / manifest.segments[0].filename).unlink()
-        assert self.found(tmp_path, manifest).startswith("segment_00001.flac is not there")
+        assert self.found(tmp_path, manifest).startswith("segment_00001.flac is missing")
 
-    def test_a_manifest_read_back_promises_the_same(self, tmp_path: Path, manifest: Manifest) -> None:
+    def test_manifest_read_back_from_json_matches_too(self, tmp_path: Path, manifest: Manifest) -> None:
         assert self.found(tmp_path, Manifest.from_json(manifest.to_json())) == ""

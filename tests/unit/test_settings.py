@@ -1,4 +1,4 @@
-"""Settings: the names of the variables, what wins over what, and what is refused."""
+"""Settings: variables, precedence, and refused values."""
 
 import os
 import re
@@ -62,35 +62,35 @@ def test_each_limit_has_its_variable(monkeypatch: pytest.MonkeyPatch, field: str
     assert load().limits == SplitLimits(**{field: 77})
 
 
-def test_the_parameters_of_a_split_come_from_the_vad_and_the_format(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_split_parameters_come_from_the_vad_settings_and_the_format(monkeypatch: pytest.MonkeyPatch) -> None:
     assert load().split_params == SplitParams()
     monkeypatch.setenv("STT_VAD_THRESHOLD", "0.5")
     monkeypatch.setenv("STT_FORMAT", "wav")
     assert load().split_params == SplitParams(threshold=0.5, format="wav")
 
 
-def test_a_whole_number_is_the_same_parameter(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_integer_value_of_a_float_parameter_has_the_same_digest(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STT_VAD_MAX_SPEECH_DURATION_S", "30")
     assert load().split_params.digest() == SplitParams().digest()
 
 
-def test_an_empty_variable_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_empty_variable_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STT_PROCESSES", "")
     assert load().processes == usable_vcpus() == len(os.sched_getaffinity(0))
 
 
-def test_the_environment_wins_over_the_env_file_and_an_option_over_both(
+def test_option_takes_precedence_over_environment_and_that_over_env_file(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     env_file = tmp_path / "stt.env"
     env_file.write_text("STT_PROCESSES=2\nSTT_DOWNLOADS=2\nexport STT_UPLOADS='2'\nSTT_VAD_THRESHOLD=0.2\n")
     monkeypatch.setenv("STT_PROCESSES", "3")
     monkeypatch.setenv("STT_DOWNLOADS", "3")
-    ours = load(env_file, processes=4, downloads=None, uploads=None)
-    assert (ours.processes, ours.downloads, ours.uploads, ours.vad.threshold) == (4, 3, 2, 0.2)
+    loaded = load(env_file, processes=4, downloads=None, uploads=None)
+    assert (loaded.processes, loaded.downloads, loaded.uploads, loaded.vad.threshold) == (4, 3, 2, 0.2)
 
 
-def test_an_env_file_that_is_not_there_is_said(tmp_path: Path) -> None:
+def test_missing_env_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"nowhere\.env does not exist"):
         load(tmp_path / "nowhere.env")
 
@@ -101,26 +101,26 @@ def test_buckets_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch) -> Non
     assert load().source_buckets == {"audio", "one", "two"}
 
 
-def test_secrets_never_show(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_secrets_are_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STT_MINIO_ACCESS_KEY", "canary-access")
     monkeypatch.setenv("STT_MINIO_SECRET_KEY", "canary-secret")
-    ours = load()
-    assert ours.minio_access_key.get_secret_value() == "canary-access"
-    assert ours.minio_secret_key.get_secret_value() == "canary-secret"
-    assert "canary" not in f"{ours!r} {ours} {ours.model_dump()} {ours.model_dump_json()}"
+    loaded = load()
+    assert loaded.minio_access_key.get_secret_value() == "canary-access"
+    assert loaded.minio_secret_key.get_secret_value() == "canary-secret"
+    assert "canary" not in f"{loaded!r} {loaded} {loaded.model_dump()} {loaded.model_dump_json()}"
 
 
-def test_secrets_may_be_files_as_systemd_hands_them_over(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_secrets_are_read_from_systemd_credentials(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "stt_minio_access_key").write_text("of-the-file\n")
     (tmp_path / "stt_minio_secret_key").write_text("canary-secret\n")
     monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
     monkeypatch.setenv("STT_MINIO_ACCESS_KEY", "of-the-environment")
-    ours = load()
-    assert ours.minio_access_key.get_secret_value() == "of-the-environment"
-    assert ours.minio_secret_key.get_secret_value() == "canary-secret"
+    loaded = load()
+    assert loaded.minio_access_key.get_secret_value() == "of-the-environment"
+    assert loaded.minio_secret_key.get_secret_value() == "canary-secret"
 
 
-def test_secrets_never_show_in_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_secrets_are_not_shown_in_errors(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STT_MINIO_SECRET_KEY", "canary-secret")
     monkeypatch.setenv("STT_MINIO_ENDPOINT", "https://minio")
     monkeypatch.setenv("STT_SLOTS", "many")
@@ -135,7 +135,7 @@ def test_secrets_never_show_in_an_error(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_settings_are_frozen() -> None:
     with pytest.raises(ValidationError):
-        load().processes = 7  # type: ignore[misc]  # what a test of being frozen has to try
+        load().processes = 7  # type: ignore[misc]  # the test of frozen fields
 
 
 @pytest.mark.parametrize(
@@ -158,9 +158,7 @@ def test_settings_are_frozen() -> None:
         ("STT_LIMITS_MAX_CHANNELS", "1.5"),
     ],
 )
-def test_a_value_that_will_not_do_is_told_with_its_variable(
-    monkeypatch: pytest.MonkeyPatch, name: str, value: str
-) -> None:
+def test_invalid_value_is_reported_with_its_variable(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
     monkeypatch.setenv(name, value)
     with pytest.raises(SettingsError) as caught:
         load()
@@ -188,12 +186,12 @@ def test_all_malformed_and_contradictory_values_are_reported_together(monkeypatc
     assert len(lines) == len(wrong)
 
 
-def test_an_option_that_will_not_do_is_told_with_its_variable() -> None:
+def test_invalid_option_is_reported_with_its_variable() -> None:
     with pytest.raises(SettingsError, match=r"^STT_PROCESSES: "):
         load(processes=0)
 
 
-def test_parameters_that_contradict_each_other_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_contradictory_vad_parameters_are_all_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STT_VAD_THRESHOLD", "0.1")
     monkeypatch.setenv("STT_VAD_MAX_SPEECH_DURATION_S", "1.5")
     with pytest.raises(SettingsError) as caught:
@@ -203,13 +201,13 @@ def test_parameters_that_contradict_each_other_are_told(monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("endpoint", ["https://s3.monlam.ai", "http://localhost:9000"])
-def test_the_endpoint_is_a_host_without_a_scheme(monkeypatch: pytest.MonkeyPatch, endpoint: str) -> None:
+def test_endpoint_with_a_scheme_is_refused(monkeypatch: pytest.MonkeyPatch, endpoint: str) -> None:
     monkeypatch.setenv("STT_MINIO_ENDPOINT", endpoint)
     with pytest.raises(SettingsError, match=r"(?s)STT_MINIO_ENDPOINT.*STT_MINIO_SECURE"):
         load()
 
 
-def test_there_is_a_slot_for_each_process(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fewer_slots_than_processes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STT_PROCESSES", "4")
     monkeypatch.setenv("STT_SLOTS", "3")
     with pytest.raises(SettingsError, match="STT_SLOTS is 3 and STT_PROCESSES 4"):
@@ -218,7 +216,7 @@ def test_there_is_a_slot_for_each_process(monkeypatch: pytest.MonkeyPatch) -> No
     assert load().job_slots == 4
 
 
-def test_slots_leave_room_for_downloads_unless_given() -> None:
+def test_default_slots_cover_processes_and_downloads() -> None:
     assert load(processes=2, downloads=5).job_slots == 9
 
 
@@ -246,18 +244,18 @@ def test_page_of_the_settings_is_up_to_date() -> None:
     ("path", "name"),
     [(("processes",), "STT_PROCESSES"), (("vad", "threshold"), "STT_VAD_THRESHOLD"), (("AWS_REGION",), "AWS_REGION")],
 )
-def test_a_path_has_its_variable(path: tuple[str, ...], name: str) -> None:
+def test_path_of_a_field_becomes_a_variable(path: tuple[str, ...], name: str) -> None:
     assert variable(path) == name
 
 
 @pytest.mark.parametrize("scheme", ["", "https://"])
-def test_keys_in_the_endpoint_are_refused_and_not_repeated(monkeypatch: pytest.MonkeyPatch, scheme: str) -> None:
+def test_keys_in_the_endpoint_are_refused_and_not_shown(monkeypatch: pytest.MonkeyPatch, scheme: str) -> None:
     monkeypatch.setenv("STT_MINIO_ENDPOINT", f"{scheme}reader:planted@localhost:9000")
     with pytest.raises(SettingsError, match="STT_MINIO_SECRET_KEY") as caught:
         load()
     assert "planted" not in str(caught.value)
 
 
-def test_a_newline_after_a_key_is_not_part_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_newline_after_a_key_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STT_MINIO_ACCESS_KEY", "reader\n")
     assert load().minio_access_key.get_secret_value() == "reader"
