@@ -149,7 +149,8 @@ def unreachable(service: str, error: Exception, cause: object) -> OutageError:
     """Return the failure of a connection that was not opened, for the `cause` that aiohttp names."""
     if isinstance(cause, aiohttp.ClientConnectorDNSError) and cause.os_error.errno in _NO_SUCH_NAME:
         return LastingOutageError("unknown_host", f"{service}: the host {cause.host} does not exist")
-    return OutageError(UNREACHABLE, f"{service} is out of reach: {error}")
+    kind = LastingOutageError if isinstance(cause, aiohttp.ClientSSLError) else OutageError
+    return kind(UNREACHABLE, f"{service} is out of reach: {error}")
 
 
 def error_code(error: ClientError) -> str:

@@ -59,7 +59,7 @@ def connector_error(kind: type[aiohttp.ClientConnectorError], cause: Any) -> aio
         ),
         (
             connector_error(aiohttp.ClientConnectorCertificateError, ssl.SSLCertVerificationError("expired")),
-            OutageError,
+            LastingOutageError,
             UNREACHABLE,
         ),
         (aiohttp.ConnectionTimeoutError("connect"), OutageError, UNREACHABLE),
