@@ -77,7 +77,7 @@ class OutageError(DependencyError):
 
 
 class LastingOutageError(OutageError):
-    """An outage that rarely passes within minutes: an unknown host, an untrusted certificate, no or expired credentials."""
+    """An outage that a retry rarely ends: an unknown host, an untrusted certificate, no or expired credentials."""
 
 
 class WorkerLostError(ClassifiedError):
