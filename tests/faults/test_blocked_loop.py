@@ -10,11 +10,11 @@ import psutil
 import pytest
 
 from tests.support.commands import StartWorker, Worker
-from tests.support.emf import metrics_of
-from tests.support.outputs import verified
-from tests.support.proxy import OpenProxy
+from tests.support.evidence.emf import metrics_of
+from tests.support.evidence.outputs import verified
+from tests.support.faults.proxy import OpenProxy
+from tests.support.machines.systemd import Systemd
 from tests.support.site import Counts, OpenSite
-from tests.support.systemd import Systemd
 from tests.support.visibility import has_come_back
 from tests.support.waiting import wait_until
 

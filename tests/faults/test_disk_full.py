@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from tests.support.commands import StartWorker, Worker
-from tests.support.http_faults import hold_before
-from tests.support.outputs import verified
+from tests.support.evidence.outputs import verified
+from tests.support.faults.calls import hold_before
 from tests.support.site import Counts, Site
 from tests.support.waiting import wait_until
 

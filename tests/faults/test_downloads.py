@@ -14,7 +14,7 @@ from stt_async.retry import Retry
 from stt_async.services import download
 from stt_async.services.source import Source, open_source
 from stt_async.settings import Settings
-from tests.support.faulty_objects import (
+from tests.support.faults.faulty_objects import (
     Answer,
     FaultyObjects,
     cut_after,

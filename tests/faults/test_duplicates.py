@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from tests.support.commands import StartWorker, Worker
-from tests.support.http_faults import hold_before
-from tests.support.outputs import verified
-from tests.support.proxy import OpenProxy
+from tests.support.evidence.outputs import verified
+from tests.support.faults.calls import hold_before
+from tests.support.faults.proxy import OpenProxy
 from tests.support.site import Counts, OpenSite, Site
 from tests.support.stages import KEY, HoldJob
 from tests.support.waiting import wait_until

@@ -2,9 +2,9 @@
 
 import pytest
 
-from tests.support.gateway import Fault
-from tests.support.http_faults import error, failed_entry, reset
-from tests.support.outputs import verified
+from tests.support.evidence.outputs import verified
+from tests.support.faults.calls import error, failed_entry, reset
+from tests.support.faults.gateway import Fault
 from tests.support.site import Counts, OpenSite
 from tests.support.stages import KEY, HoldJob
 from tests.support.waiting import wait_until

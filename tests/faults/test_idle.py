@@ -7,11 +7,11 @@ import aioboto3
 import pytest
 
 from stt_async.local.loopback import REGION
-from tests.support.autoscaling import FakeAutoScaling
 from tests.support.commands import StartWorker
-from tests.support.history import Call
-from tests.support.http_faults import hold_after
-from tests.support.imds import INSTANCE_ID, FakeImds
+from tests.support.evidence.history import Call
+from tests.support.fakes.autoscaling import FakeAutoScaling
+from tests.support.fakes.imds import INSTANCE_ID, FakeImds
+from tests.support.faults.calls import hold_after
 from tests.support.site import Site
 from tests.support.waiting import wait_until
 

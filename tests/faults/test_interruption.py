@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 
 from stt_async.local.loopback import free_ports
-from tests.support.autoscaling import GROUP, LAUNCH_HOOK, TERMINATION_HOOK, FakeAutoScaling
 from tests.support.commands import StartWorker, Worker
-from tests.support.imds import INSTANCE_ID, FakeImds, Mode
-from tests.support.proxy import OpenProxy, Proxy
+from tests.support.fakes.autoscaling import GROUP, LAUNCH_HOOK, TERMINATION_HOOK, FakeAutoScaling
+from tests.support.fakes.imds import INSTANCE_ID, FakeImds, Mode
+from tests.support.faults.proxy import OpenProxy, Proxy
 from tests.support.site import Counts, OpenSite, Site
 from tests.support.stages import STAGES, HoldJob, Stage
 from tests.support.waiting import wait_until

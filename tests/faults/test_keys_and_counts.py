@@ -7,7 +7,7 @@ import pytest
 import soundfile
 
 from tests.support.commands import StartWorker
-from tests.support.outputs import verified
+from tests.support.evidence.outputs import verified
 from tests.support.site import Site
 
 pytestmark = pytest.mark.timeout(300)

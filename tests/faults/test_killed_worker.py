@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from tests.support.commands import StartWorker, Worker
-from tests.support.history import Call
-from tests.support.http_faults import hold_after, hold_before
-from tests.support.outputs import verified
-from tests.support.proxy import OpenProxy
+from tests.support.evidence.history import Call
+from tests.support.evidence.outputs import verified
+from tests.support.faults.calls import hold_after, hold_before
+from tests.support.faults.proxy import OpenProxy
 from tests.support.site import Counts, OpenSite, Site
 from tests.support.stages import KEY, STAGES, HoldJob, Stage
 from tests.support.waiting import wait_until

@@ -11,8 +11,8 @@ import orjson
 import pytest
 
 from tests.support.commands import StartWorker
-from tests.support.outputs import verified
-from tests.support.proxy import OpenProxy
+from tests.support.evidence.outputs import verified
+from tests.support.faults.proxy import OpenProxy
 from tests.support.site import Counts, OpenSite, Site
 from tests.support.sqs.fixture import OpenSqs
 from tests.support.visibility import has_come_back

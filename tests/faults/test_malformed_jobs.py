@@ -7,7 +7,7 @@ import orjson
 import pytest
 
 from tests.support.commands import StartWorker
-from tests.support.outputs import verified
+from tests.support.evidence.outputs import verified
 from tests.support.site import OpenSite, Site
 from tests.support.sqs.fixture import OpenSqs
 from tests.support.sqs.limits import MESSAGE_BYTES

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from tests.support.commands import StartWorker
+from tests.support.evidence.outputs import verified
+from tests.support.faults.proxy import OpenProxy
 from tests.support.outage import see_it_pause, see_it_recover
-from tests.support.outputs import verified
-from tests.support.proxy import OpenProxy
 from tests.support.site import Counts, OpenSite, Site
 from tests.support.stages import KEY, HoldJob
 from tests.support.visibility import has_come_back

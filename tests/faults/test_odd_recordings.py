@@ -11,7 +11,7 @@ import soundfile
 from numpy.typing import NDArray
 
 from tests.support.commands import StartWorker
-from tests.support.outputs import RATE_HZ, verified
+from tests.support.evidence.outputs import RATE_HZ, verified
 from tests.support.site import Site
 
 pytestmark = pytest.mark.timeout(300)

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from tests.support.commands import StartWorker
-from tests.support.outputs import verified
+from tests.support.evidence.outputs import verified
 from tests.support.site import Site
 from tests.support.waiting import wait_until
 

@@ -12,7 +12,7 @@ import pytest
 
 from tests.support.children import children, splitting
 from tests.support.commands import StartWorker, Worker
-from tests.support.outputs import verified
+from tests.support.evidence.outputs import verified
 from tests.support.site import Counts, OpenSite, Site
 from tests.support.waiting import wait_until
 

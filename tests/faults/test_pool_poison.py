@@ -9,7 +9,7 @@ import pytest
 
 from tests.support.children import kill_whatever_splits
 from tests.support.commands import StartWorker
-from tests.support.outputs import verified
+from tests.support.evidence.outputs import verified
 from tests.support.site import Counts, Site
 from tests.support.waiting import wait_until
 

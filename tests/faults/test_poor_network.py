@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from tests.support.commands import StartWorker
-from tests.support.http_faults import delay
-from tests.support.outputs import verified
-from tests.support.proxy import Link, OpenProxy
+from tests.support.evidence.outputs import verified
+from tests.support.faults.calls import delay
+from tests.support.faults.proxy import Link, OpenProxy
 from tests.support.site import Site
 from tests.support.waiting import wait_until
 

@@ -6,16 +6,16 @@ from pathlib import Path
 import pytest
 
 from tests.support.commands import StartWorker, Worker
-from tests.support.history import Call, Service
-from tests.support.http_faults import error
-from tests.support.imds import FakeImds
-from tests.support.names import NAME, Names
+from tests.support.evidence.history import Call, Service
+from tests.support.evidence.outputs import verified
+from tests.support.fakes.imds import FakeImds
+from tests.support.faults.calls import error
+from tests.support.faults.names import NAME, Names
+from tests.support.faults.proxy import OpenProxy
+from tests.support.faults.tls import Authority, server_context
 from tests.support.outage import see_it_pause, see_it_recover
-from tests.support.outputs import verified
-from tests.support.proxy import OpenProxy
 from tests.support.site import Site
 from tests.support.stages import KEY, HoldJob
-from tests.support.tls import Authority, server_context
 from tests.support.waiting import wait_until
 
 _SHORT_RETRIES = {"STT_RETRY_TIMEOUT_S": "1", "STT_RETRY_MAX_WAIT_S": "0.2"}

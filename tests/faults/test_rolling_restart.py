@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from tests.support.commands import StartWorker, Worker
-from tests.support.outputs import verified
-from tests.support.proxy import OpenProxy
+from tests.support.evidence.outputs import verified
+from tests.support.faults.proxy import OpenProxy
 from tests.support.site import Counts, Site
 from tests.support.waiting import wait_until
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from tests.support.commands import StartWorker, run_command
-from tests.support.outputs import verified
+from tests.support.evidence.outputs import verified
 from tests.support.site import Site
 
 

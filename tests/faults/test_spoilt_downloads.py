@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from tests.support.commands import StartWorker
-from tests.support.gateway import ConnectionLostError, Fault, Reply, Strike
-from tests.support.history import Call
-from tests.support.http_faults import cut_body, flip_bit, reset, short_body
-from tests.support.outputs import verified
+from tests.support.evidence.history import Call
+from tests.support.evidence.outputs import verified
+from tests.support.faults.calls import cut_body, flip_bit, reset, short_body
+from tests.support.faults.gateway import ConnectionLostError, Fault, Reply, Strike
 from tests.support.site import Counts, Site
 from tests.support.waiting import wait_until
 

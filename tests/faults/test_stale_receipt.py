@@ -13,8 +13,8 @@ import pytest
 import pytest_asyncio
 
 from tests.support.commands import StartWorker, Worker
-from tests.support.outputs import verified
-from tests.support.proxy import OpenProxy, Proxy
+from tests.support.evidence.outputs import verified
+from tests.support.faults.proxy import OpenProxy, Proxy
 from tests.support.site import Counts, OpenSite, Site
 from tests.support.sqs.fixture import OpenSqs
 from tests.support.sqs.limits import VISIBILITY_TIMEOUT_S as LONGEST_S

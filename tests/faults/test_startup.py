@@ -4,10 +4,10 @@ import signal
 
 import pytest
 
-from tests.support.autoscaling import GROUP, LAUNCH_HOOK, FakeAutoScaling
 from tests.support.commands import StartWorker
-from tests.support.imds import INSTANCE_ID, FakeImds
-from tests.support.proxy import OpenProxy
+from tests.support.fakes.autoscaling import GROUP, LAUNCH_HOOK, FakeAutoScaling
+from tests.support.fakes.imds import INSTANCE_ID, FakeImds
+from tests.support.faults.proxy import OpenProxy
 from tests.support.site import Site
 
 

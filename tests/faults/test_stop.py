@@ -6,7 +6,7 @@ from datetime import datetime
 import pytest
 
 from tests.support.commands import StartWorker
-from tests.support.outputs import verified
+from tests.support.evidence.outputs import verified
 from tests.support.site import Counts, OpenSite, Site
 from tests.support.stages import KEY, STAGES, HoldJob, Stage
 from tests.support.waiting import wait_until

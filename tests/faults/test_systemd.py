@@ -8,9 +8,9 @@ import psutil
 import pytest
 
 from tests.support.commands import StartWorker, Worker
-from tests.support.proxy import OpenProxy
+from tests.support.faults.proxy import OpenProxy
+from tests.support.machines.systemd import WATCHDOG_S, Systemd
 from tests.support.site import OpenSite, Site
-from tests.support.systemd import WATCHDOG_S, Systemd
 from tests.support.waiting import wait_until
 
 STARTING = ["STATUS=preflight", "EXTEND_TIMEOUT_USEC=300000000"]

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from tests.support.commands import StartWorker
-from tests.support.gateway import Fault
-from tests.support.http_faults import error, error_in_200, lost_answer
-from tests.support.outputs import verified
+from tests.support.evidence.outputs import verified
+from tests.support.faults.calls import error, error_in_200, lost_answer
+from tests.support.faults.gateway import Fault
 from tests.support.site import Site
 from tests.support.waiting import wait_until
 

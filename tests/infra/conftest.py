@@ -8,7 +8,7 @@ import pytest
 
 from stt_async.errors import DependencyError
 from stt_async.fleet.artifact import Artifact, build
-from tests.support.cache import CACHE
+from tests.support.machines.cache import CACHE
 from tests.support.wheels import PackageIndex, package_index
 
 

@@ -14,13 +14,22 @@ import pytest_asyncio
 from stt_async.fleet.artifact import Artifact
 from stt_async.local.loopback import REGION, s3_client
 from stt_async.local.servers import LocalServers, local_servers, open_services
-from tests.support import nspawn
-from tests.support.autoscaling import FakeAutoScaling
-from tests.support.autoscaling import serve as serve_autoscaling
-from tests.support.imds import INSTANCE_ID, FakeImds
-from tests.support.instance import JOURNAL, LOG_GROUP, MINIO_KEY, RELEASES, WORKER, Instance, furnish, user_data
-from tests.support.nspawn import IMDS_ADDRESS, Done, Machine, booted
-from tests.support.proxy import OpenProxy
+from tests.support.fakes.autoscaling import FakeAutoScaling
+from tests.support.fakes.autoscaling import serve as serve_autoscaling
+from tests.support.fakes.imds import INSTANCE_ID, FakeImds
+from tests.support.faults.proxy import OpenProxy
+from tests.support.machines import nspawn
+from tests.support.machines.instance import (
+    JOURNAL,
+    LOG_GROUP,
+    MINIO_KEY,
+    RELEASES,
+    WORKER,
+    Instance,
+    furnish,
+    user_data,
+)
+from tests.support.machines.nspawn import IMDS_ADDRESS, Done, Machine, booted
 from tests.support.site import Counts, Site
 from tests.support.waiting import wait_until
 

@@ -1,9 +1,9 @@
 from typing import Any
 
 from stt_async.services.failure_records import PREFIX
-from tests.support.cloudformation import Stack, resolve
-from tests.support.policies import TLS_ONLY
-from tests.support.template import ESSENTIAL
+from tests.support.stack.cloudformation import Stack, resolve
+from tests.support.stack.policies import TLS_ONLY
+from tests.support.stack.template import ESSENTIAL
 
 
 def test_new_bucket_is_private_and_encrypted(stack: Stack) -> None:

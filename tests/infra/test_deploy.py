@@ -14,9 +14,9 @@ import pytest_asyncio
 
 from stt_async.fleet.template import PATH, read_template
 from stt_async.local.process import ChildProcess, plain_environment
-from tests.support.autoscaling_front import Front, open_front
-from tests.support.clouds import Cloud
 from tests.support.commands import Finished, command, run_command
+from tests.support.fakes.autoscaling_front import Front, open_front
+from tests.support.fakes.clouds import Cloud
 from tests.support.recordings import ROOT
 from tests.support.waiting import wait_until
 

@@ -5,9 +5,9 @@ import pytest
 
 from stt_async.settings import Settings
 from stt_async.worker.lifecycle import HEARTBEAT_INTERVAL_S
-from tests.support.cloudformation import Stack, resolve
 from tests.support.recordings import ROOT
-from tests.support.template import ESSENTIAL
+from tests.support.stack.cloudformation import Stack, resolve
+from tests.support.stack.template import ESSENTIAL
 
 CONNECTION_MBPS = 3.5
 """Throughput of one connection to MinIO. 1.1 recordings of 26 MB a minute are 3.8; the rest is pauses between them."""

@@ -3,8 +3,8 @@ from typing import Any
 import pytest
 
 from stt_async.settings import Settings
-from tests.support.cloudformation import PSEUDO, refusals, resolve
-from tests.support.template import ESSENTIAL
+from tests.support.stack.cloudformation import PSEUDO, refusals, resolve
+from tests.support.stack.template import ESSENTIAL
 
 
 def test_two_parameters_have_no_default(template: dict[str, Any]) -> None:

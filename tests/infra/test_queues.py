@@ -4,9 +4,9 @@ import pytest
 
 from stt_async.local.queues import MAX_RECEIVES
 from stt_async.settings import Settings
-from tests.support.cloudformation import Stack, resolve
-from tests.support.policies import TLS_ONLY
-from tests.support.template import ESSENTIAL
+from tests.support.stack.cloudformation import Stack, resolve
+from tests.support.stack.policies import TLS_ONLY
+from tests.support.stack.template import ESSENTIAL
 
 JOBS = ["SplitQueue", "DownloadQueue"]
 

@@ -10,10 +10,10 @@ import pytest
 from botocore import xform_name
 
 import stt_async.services
-from tests.support.cloudformation import Stack, resolve
-from tests.support.policies import allows, grants, listed
 from tests.support.recordings import ROOT
-from tests.support.template import ESSENTIAL, RELEASE
+from tests.support.stack.cloudformation import Stack, resolve
+from tests.support.stack.policies import allows, grants, listed
+from tests.support.stack.template import ESSENTIAL, RELEASE
 
 SERVICES = ("sqs", "s3", "autoscaling")
 

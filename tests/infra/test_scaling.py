@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 
 from stt_async.settings import Settings
-from tests.support.cloudformation import Stack
+from tests.support.stack.cloudformation import Stack
 
 
 @pytest.fixture

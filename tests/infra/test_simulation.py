@@ -13,9 +13,9 @@ from tests.simulation.fleet import Simulation
 from tests.simulation.link import Link
 from tests.simulation.rules import Rules, evaluate
 from tests.simulation.world import Recording, Run, World
-from tests.support.cloudformation import load, resolve
 from tests.support.recordings import ROOT
-from tests.support.template import ESSENTIAL
+from tests.support.stack.cloudformation import load, resolve
+from tests.support.stack.template import ESSENTIAL
 
 RULES = Rules.of(resolve(load(), ESSENTIAL))
 CALM = World(link_mbps=300, interruptions_an_hour=0)

@@ -9,9 +9,9 @@ import pytest
 from stt_async.local.queues import MAX_RECEIVES
 from stt_async.retry import Retry
 from stt_async.services.queue import open_queue
-from tests.support.cloudformation import Stack
-from tests.support.clouds import METRIC_MATH, Cloud
-from tests.support.template import ESSENTIAL, SUBSCRIBER
+from tests.support.fakes.clouds import METRIC_MATH, Cloud
+from tests.support.stack.cloudformation import Stack
+from tests.support.stack.template import ESSENTIAL, SUBSCRIBER
 from tests.support.waiting import wait_until
 
 

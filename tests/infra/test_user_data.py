@@ -7,9 +7,9 @@ import pytest
 from dotenv import dotenv_values
 
 from stt_async import settings
-from tests.support.cloudformation import Stack, resolve
 from tests.support.recordings import ROOT
-from tests.support.template import ESSENTIAL, RELEASE
+from tests.support.stack.cloudformation import Stack, resolve
+from tests.support.stack.template import ESSENTIAL, RELEASE
 
 
 @pytest.fixture

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from stt_async.metrics import DIMENSIONS, EMITTED, NAMESPACE
-from tests.support.cloudformation import Stack
-from tests.support.policies import TLS_ONLY
-from tests.support.template import SUBSCRIBER
+from tests.support.stack.cloudformation import Stack
+from tests.support.stack.policies import TLS_ONLY
+from tests.support.stack.template import SUBSCRIBER
 
 METRICS_OF_AWS = {
     "AWS/SQS": {

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.support.commands import StartWorker
-from tests.support.outputs import verified
+from tests.support.evidence.outputs import verified
 from tests.support.site import Site
 from tests.support.waiting import wait_until
 

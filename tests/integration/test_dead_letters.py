@@ -6,7 +6,7 @@ from typing import Any
 import orjson
 
 from tests.support.commands import StartWorker
-from tests.support.outputs import verified
+from tests.support.evidence.outputs import verified
 from tests.support.site import Site
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from stt_async.local.loopback import HOST
 from tests.support.commands import run_command
-from tests.support.http_faults import error
+from tests.support.faults.calls import error
 from tests.support.site import Site
 
 

@@ -16,9 +16,8 @@ from miniopy_async.api import Minio
 from miniopy_async.error import S3Error
 
 from stt_async.local.loopback import REGION
-from tests.support.gateway import Fault, Gateway
-from tests.support.history import History
-from tests.support.http_faults import (
+from tests.support.evidence.history import History
+from tests.support.faults.calls import (
     cut_body,
     delay,
     error,
@@ -32,6 +31,7 @@ from tests.support.http_faults import (
     reset,
     short_body,
 )
+from tests.support.faults.gateway import Fault, Gateway
 from tests.support.site import Counts, Site
 from tests.support.waiting import wait_until
 

@@ -11,8 +11,8 @@ from stt_async.errors import TransientError
 from stt_async.local.loopback import HOST, free_ports
 from stt_async.services.imds import INSTANCE_ID, SPOT_ACTION, TOKEN_PATH, Imds, open_imds
 from stt_async.settings import load
-from tests.support.imds import INSTANCE_ID as ID
-from tests.support.imds import FakeImds
+from tests.support.fakes.imds import INSTANCE_ID as ID
+from tests.support.fakes.imds import FakeImds
 
 TTL = "X-aws-ec2-metadata-token-ttl-seconds"
 TOKEN = "X-aws-ec2-metadata-token"  # noqa: S105 - a header's name

@@ -9,7 +9,7 @@ import pytest
 
 from stt_async.metrics import EMITTED
 from tests.support.commands import StartWorker
-from tests.support.emf import dimensions_of, metrics_of
+from tests.support.evidence.emf import dimensions_of, metrics_of
 from tests.support.site import Site
 
 

@@ -21,7 +21,7 @@ from stt_async.params import SplitLimits, SplitParams
 from stt_async.settings import Settings
 from stt_async.worker.child import RECYCLE_AFTER_GROWTH_BYTES
 from stt_async.worker.pool import Pool, TimedSplit, open_pool
-from tests.support.jobs import (
+from tests.support.child_tasks import (
     LEAK_BYTES,
     answer,
     die,

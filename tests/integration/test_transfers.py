@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from tests.support.commands import StartWorker
-from tests.support.http_faults import delay
-from tests.support.outputs import verified
+from tests.support.evidence.outputs import verified
+from tests.support.faults.calls import delay
 from tests.support.site import Site
 
 _PART_BYTES = 5 * 1024**2  # the least that S3 allows

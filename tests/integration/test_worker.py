@@ -8,7 +8,7 @@ import psutil
 import pytest
 
 from tests.support.commands import StartWorker
-from tests.support.outputs import uncovered_s, verified
+from tests.support.evidence.outputs import uncovered_s, verified
 from tests.support.site import Counts, OpenSite, Site
 
 _EDGES_S = 0.1

@@ -9,7 +9,7 @@ import typer
 from tests.simulation.fleet import Simulation
 from tests.simulation.rules import Rules
 from tests.simulation.world import Minute, Recording, Run, World
-from tests.support.cloudformation import load, refusals, resolve
+from tests.support.stack.cloudformation import load, refusals, resolve
 
 CORPUS = {
     "amdo": (290, 145),

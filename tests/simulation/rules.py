@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tests.support.cloudformation import Stack
+from tests.support.stack.cloudformation import Stack
 
 TRACKING_PERIODS = 3
 """Minutes above the target before the alarm that AWS creates for target tracking fires."""

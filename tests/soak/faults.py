@@ -10,9 +10,9 @@ from typing import Any
 import psutil
 
 from tests.soak.fleet import Fleet
-from tests.support.gateway import Fault
-from tests.support.history import Call, Service
-from tests.support.http_faults import cut_body, delay, error, flip_bit, lost_answer, reset, short_body
+from tests.support.evidence.history import Call, Service
+from tests.support.faults.calls import cut_body, delay, error, flip_bit, lost_answer, reset, short_body
+from tests.support.faults.gateway import Fault
 from tests.support.site import Site
 
 SLOW_S = 6.0

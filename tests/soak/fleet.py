@@ -12,7 +12,7 @@ from typing import Self
 import psutil
 
 from tests.support.commands import StartWorker, Worker
-from tests.support.imds import FakeImds
+from tests.support.fakes.imds import FakeImds
 from tests.support.site import Site
 
 SLOTS = 2

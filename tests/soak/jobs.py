@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 
 import soundfile
 
-from tests.support.gateway import Gateway
+from tests.support.faults.gateway import Gateway
 from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
-    from tests.support.history import Call
+    from tests.support.evidence.history import Call
 
 SOURCE_LATENCY_S = 0.5
 RECORDING_S = (1.5, 6.0)

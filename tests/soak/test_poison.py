@@ -12,7 +12,7 @@ import pytest
 from tests.soak.jobs import SOURCE_LATENCY_S, Commits, cuttings, reached
 from tests.support.children import kill_whatever_splits
 from tests.support.commands import StartWorker
-from tests.support.http_faults import delay
+from tests.support.faults.calls import delay
 from tests.support.site import OpenSite, Site
 from tests.support.sqs.fixture import OpenSqs
 from tests.support.waiting import wait_until

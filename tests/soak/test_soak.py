@@ -20,8 +20,8 @@ from tests.soak.faults import RandomFault, Scene, drawn
 from tests.soak.fleet import SLOTS, Fleet
 from tests.soak.jobs import SOURCE_LATENCY_S, Commits, cuttings, reached
 from tests.support.commands import StartWorker
-from tests.support.http_faults import delay
-from tests.support.outputs import verified
+from tests.support.evidence.outputs import verified
+from tests.support.faults.calls import delay
 from tests.support.site import OpenSite, Site
 from tests.support.sqs.fixture import OpenSqs
 from tests.support.sqs.queue import Skew

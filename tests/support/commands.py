@@ -16,7 +16,7 @@ import orjson
 import pytest_asyncio
 
 from stt_async.local.process import ChildProcess, plain_environment
-from tests.support.history import Life
+from tests.support.evidence.history import Life
 from tests.support.recordings import ROOT
 from tests.support.site import OpenSite, Site
 from tests.support.waiting import wait_until

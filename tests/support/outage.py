@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from tests.support.commands import Worker
-from tests.support.outputs import verified
+from tests.support.evidence.outputs import verified
 from tests.support.site import Counts, Site
 from tests.support.waiting import wait_until
 

@@ -16,11 +16,11 @@ import pytest_asyncio
 from stt_async.local.loopback import s3_client, sqs_client
 from stt_async.local.queues import MAX_RECEIVES
 from stt_async.local.servers import LocalServers, LocalServices, local_servers, open_services
-from tests.support.evidence import Evidence
-from tests.support.gateway import Gateway, open_gateway
-from tests.support.history import History, Letter
-from tests.support.invariants import broken
-from tests.support.ledger import Ledger
+from tests.support.evidence.evidence import Evidence
+from tests.support.evidence.history import History, Letter
+from tests.support.evidence.invariants import broken
+from tests.support.evidence.ledger import Ledger
+from tests.support.faults.gateway import Gateway, open_gateway
 from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:

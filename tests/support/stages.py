@@ -8,7 +8,7 @@ from typing import Literal, get_args
 import pytest_asyncio
 
 from tests.support.commands import StartWorker, Worker
-from tests.support.proxy import OpenProxy, Proxy
+from tests.support.faults.proxy import OpenProxy, Proxy
 from tests.support.site import Site
 from tests.support.waiting import wait_until
 

@@ -8,9 +8,9 @@ from typing import Any
 import orjson
 import pytest
 
-from tests.support.evidence import Evidence
-from tests.support.history import Call, History, Letter, Life
-from tests.support.invariants import MEMORY_AT_MOST_BYTES, broken
+from tests.support.evidence.evidence import Evidence
+from tests.support.evidence.history import Call, History, Letter, Life
+from tests.support.evidence.invariants import MEMORY_AT_MOST_BYTES, broken
 
 SECRET = "planted-in-the-environment"  # noqa: S105 - made up
 SEGMENT = b"speech"

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stt_async import metrics
-from tests.support.emf import UNITS, dimensions_of, metrics_of
+from tests.support.evidence.emf import UNITS, dimensions_of, metrics_of
 from tests.support.recordings import ROOT
 
 DONE = {

@@ -23,7 +23,7 @@ true, at most `times` times, until it is lifted: by `lift()`, by leaving `with`,
 counts, `calls` has the calls it struck. A rule that never struck fails the test at its end. Of several rules that
 match, each is applied, the first one outermost.
 
-What can be done to a call (`tests/support/http_faults.py`), each a function from a `Strike` to the `Reply` that the
+What can be done to a call (`tests/support/faults/calls.py`), each a function from a `Strike` to the `Reply` that the
 client gets, so that a test can write its own in three lines:
 
     error(status, code)     the server is not asked; the answer has the form of the service (none for HEAD)
@@ -41,7 +41,7 @@ client gets, so that a test can write its own in three lines:
 aiohttp, below every client here, silently repeats a GET, HEAD, PUT or DELETE whose connection broke: once. For its
 sender to see a `reset` or a `lost_answer`, strike both.
 
-`site.history.of("s3", "PutObject", sender="worker-1")` are calls made so far (`tests/support/history.py`).
+`site.history.of("s3", "PutObject", sender="worker-1")` are calls made so far (`tests/support/evidence/history.py`).
 """
 
 import asyncio
@@ -62,7 +62,7 @@ from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
 from stt_async.local.loopback import HOST
-from tests.support.history import Call, History, Service, parse
+from tests.support.evidence.history import Call, History, Service, parse
 from tests.support.waiting import wait_until
 
 _CHUNK_BYTES = 256 * 1024

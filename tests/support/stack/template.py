@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.cloudformation import Stack, load, resolve
+from tests.support.stack.cloudformation import Stack, load, resolve
 
 RELEASE = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
 ESSENTIAL = {"ArtifactBucket": "releases", "ArtifactSha256": RELEASE}

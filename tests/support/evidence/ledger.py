@@ -6,7 +6,7 @@ from typing import Any
 
 import orjson
 
-from tests.support.history import Call, History
+from tests.support.evidence.history import Call, History
 
 SLACK_S = 1.0
 """Between the clock of the gateway and the moment at which a server did something."""

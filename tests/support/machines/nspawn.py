@@ -19,7 +19,7 @@ from pathlib import Path
 import psutil
 
 from stt_async.local.process import ChildProcess, plain_environment
-from tests.support.cache import cached
+from tests.support.machines.cache import cached
 from tests.support.waiting import wait_until
 
 IMDS_ADDRESS = "169.254.169.254"

@@ -8,8 +8,8 @@ from typing import Any
 import orjson
 from multidict import CIMultiDict
 
-from tests.support.gateway import ConnectionLostError, Fault, Reply, Strike, once
-from tests.support.history import Call
+from tests.support.evidence.history import Call
+from tests.support.faults.gateway import ConnectionLostError, Fault, Reply, Strike, once
 
 
 def error(status: int, code: str) -> Fault:

@@ -7,8 +7,8 @@ import orjson
 
 from stt_async.local.loopback import HOST
 from stt_async.local.servers import LocalServices
-from tests.support.cloudformation import load, resolve
-from tests.support.nspawn import Machine
+from tests.support.machines.nspawn import Machine
+from tests.support.stack.cloudformation import load, resolve
 from tests.support.waiting import wait_until
 
 RELEASES, LOG_GROUP, MINIO_KEY = "releases", "/stt-async/prod/workers", "/stt-async/prod/minio"

@@ -26,9 +26,9 @@ from typing import Any
 import orjson
 
 from stt_async.manifest import MANIFEST_NAME
-from tests.support.evidence import Evidence, prefix_of, told_reason
-from tests.support.history import Call, Letter, Life
-from tests.support.ledger import SLACK_S, Delivery, Ledger
+from tests.support.evidence.evidence import Evidence, prefix_of, told_reason
+from tests.support.evidence.history import Call, Letter, Life
+from tests.support.evidence.ledger import SLACK_S, Delivery, Ledger
 
 HIDDEN_AT_MOST_S = 20.0
 MEMORY_AT_MOST_BYTES = 1024**3

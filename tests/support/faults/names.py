@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.preload import compiled
+from tests.support.faults.preload import compiled
 
 NAME = "source.test"
 """RFC 6761, section 6.2: no name server knows it."""

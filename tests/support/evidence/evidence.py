@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from stt_async.manifest import MANIFEST_NAME
-from tests.support.history import Call, History
-from tests.support.ledger import Ledger
+from tests.support.evidence.history import Call, History
+from tests.support.evidence.ledger import Ledger
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ import pytest_asyncio
 
 from stt_async.local.loopback import REGION, Keys, free_ports
 from stt_async.local.queues import queue_server
-from tests.support.cloudformation import load
+from tests.support.stack.cloudformation import load
 
 METRIC_MATH = frozenset({"FromZeroAlarm", "StuckAlarm", "BootAlarm"})
 """Alarms on a metric math expression."""

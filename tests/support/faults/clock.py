@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.preload import compiled
+from tests.support.faults.preload import compiled
 
 
 class Clock:

@@ -1,0 +1,1 @@
+"""What tests check afterwards: recorded calls, deliveries, invariants, outputs and leftovers."""

@@ -1,0 +1,1 @@
+"""Stand-ins for AWS services that no local server offers."""

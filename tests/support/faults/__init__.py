@@ -1,0 +1,1 @@
+"""What spoils a worker's calls, connections, certificates, names and clock."""

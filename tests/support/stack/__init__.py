@@ -1,0 +1,1 @@
+"""The CloudFormation template, resolved without AWS."""
