@@ -1,4 +1,4 @@
-"""Scenario F30: a worker without work ends its instance, once, and never while a message is held."""
+"""Scenario F30: a worker without work ends its instance once, and never while it holds a message."""
 
 from pathlib import Path
 from typing import Any
@@ -9,63 +9,45 @@ import pytest
 from stt_async.local.loopback import REGION
 from tests.support.commands import StartWorker
 from tests.support.evidence.history import Call
-from tests.support.fakes.autoscaling import FakeAutoScaling
+from tests.support.evidence.outputs import verified
+from tests.support.fakes.autoscaling import LAUNCH_HOOK, TERMINATION_HOOK, FakeAutoScaling
 from tests.support.fakes.imds import INSTANCE_ID, FakeImds
 from tests.support.faults.calls import hold_after
 from tests.support.site import Site
 from tests.support.waiting import wait_until
 
 TERMINATE = "TerminateInstanceInAutoScalingGroup"
-IDLE = {"STT_IDLE_TIMEOUT_S": "2"}
-_POLLS = 6
-"""Of a second each: three times as long as it takes to be idle."""
+IDLE = {"STT_IDLE_TIMEOUT_S": "1"}
+_POLLS = 3
+"""Of a second each: three times the idle timeout."""
 
 
-async def test_a_worker_without_work_ends_its_instance_once_and_in_order(
-    site: Site, start_worker: StartWorker, imds: FakeImds, autoscaling: FakeAutoScaling, speech: Path
-) -> None:
-    await site.put_recordings({"a.wav": speech})
-    await site.send(site.job("a.wav"))
-    worker = await start_worker(site, **IDLE, **imds.environment(), **autoscaling.environment())
-    assert await worker.wait() == 0
-    assert autoscaling.of(TERMINATE) == [{"InstanceId": INSTANCE_ID, "ShouldDecrementDesiredCapacity": "true"}]
-    results = [call["LifecycleActionResult"] for call in autoscaling.of("CompleteLifecycleAction")]
-    hooks = [call["LifecycleHookName"] for call in autoscaling.of("CompleteLifecycleAction")]
-    assert (hooks, results) == (["joins", "leaves"], ["CONTINUE", "CONTINUE"])
-    events = [line["event"] for line in worker.lines()]
-    assert events.index("job_succeeded") < events.index("idle_terminated")
-    assert [line["reason"] for line in worker.events("stop_requested")] == ["idle"]
-
-
-async def test_when_the_call_fails_the_worker_goes_on_and_tries_again(
+async def test_idle_worker_ends_its_instance_once_and_never_while_it_holds_a_job(
     site: Site, start_worker: StartWorker, imds: FakeImds, autoscaling: FakeAutoScaling, speech: Path
 ) -> None:
     autoscaling.refuses = "ScalingActivityInProgress"
     worker = await start_worker(site, **IDLE, **imds.environment(), **autoscaling.environment())
     await worker.wait_for("idle_termination_failed")
-    await site.put_recordings({"a.wav": speech})
-    await site.send(site.job("a.wav"))
-    await worker.wait_for("job_succeeded")
-    autoscaling.refuses = None
-    assert await worker.wait() == 0
-    assert len(worker.events("idle_terminated")) == 1
+    assert [line["hook"] for line in worker.events("lifecycle_action_not_completed")] == [LAUNCH_HOOK]
 
-
-async def test_a_worker_that_holds_a_job_is_not_idle_however_long_no_other_comes(
-    site: Site, start_worker: StartWorker, imds: FakeImds, autoscaling: FakeAutoScaling, speech: Path
-) -> None:
-    worker = await start_worker(site, **IDLE, **imds.environment(), **autoscaling.environment())
-    await worker.wait_for("worker_started")
     await site.put_recordings({"a.wav": speech})
     with site.gateway.fault("minio", "GetObject", hold_after, where=lambda call: call.key == "a.wav") as held:
         await site.send(site.job("a.wav"))
         await held.has_struck()
-        polls = len(_empty_polls(site))
-        await wait_until(lambda: len(_empty_polls(site)) >= polls + _POLLS, what="polls of thrice the idle time")
-        assert autoscaling.of(TERMINATE) == []
+        autoscaling.refuses = None
+        calls, polls = len(autoscaling.of(TERMINATE)), len(_empty_polls(site))
+        await wait_until(lambda: len(_empty_polls(site)) >= polls + _POLLS, what="polls for thrice the idle timeout")
+        assert len(autoscaling.of(TERMINATE)) == calls
     assert await worker.wait() == 0
-    assert set(await site.manifests()) == {"a.wav"}
-    assert len(autoscaling.of(TERMINATE)) == 1
+    await verified(site, "a.wav")
+    terminate = {"InstanceId": INSTANCE_ID, "ShouldDecrementDesiredCapacity": "true"}
+    assert autoscaling.of(TERMINATE) == [terminate] * (calls + 1)
+    completed = autoscaling.of("CompleteLifecycleAction")
+    assert [call["LifecycleHookName"] for call in completed] == [LAUNCH_HOOK, TERMINATION_HOOK]
+    assert {call["LifecycleActionResult"] for call in completed} == {"CONTINUE"}
+    events = [line["event"] for line in worker.lines() if line["event"] in {"job_succeeded", "idle_terminated"}]
+    assert events == ["job_succeeded", "idle_terminated"]
+    assert [line["reason"] for line in worker.events("stop_requested")] == ["idle"]
 
 
 def _empty_polls(site: Site) -> list[Call]:
@@ -73,20 +55,9 @@ def _empty_polls(site: Site) -> list[Call]:
     return [call for call in site.history.of("sqs", "ReceiveMessage") if call.ended_s is not None and not call.messages]
 
 
-async def test_outside_of_a_group_it_stays(site: Site, start_worker: StartWorker, imds: FakeImds, speech: Path) -> None:
-    worker = await start_worker(site, STT_IDLE_TIMEOUT_S="0.001", **imds.environment())
-    await worker.wait_for("worker_started")
-    for number in range(2):  # it is idle before the first and before the second
-        await site.put_recordings({f"{number}.wav": speech})
-        await site.send(site.job(f"{number}.wav"))
-        await worker.wait_for("job_succeeded", count=number + 1)
-        await wait_until(site.is_drained, what="the job to be settled")
-    assert not worker.events("stop_requested")
-
-
 @pytest.fixture
 async def group_of_one(site: Site) -> Any:
-    """A group with one instance, on moto: a second opinion on what our call means."""
+    """A group with one instance, on moto: a second opinion on what the worker's call means."""
     url = site.services.servers.queues_url
     keys: dict[str, Any] = {
         "aws_access_key_id": "any",
@@ -112,7 +83,7 @@ async def group_of_one(site: Site) -> Any:
         await client.delete_launch_configuration(LaunchConfigurationName=name)
 
 
-async def test_the_group_wants_one_less_by_moto_too(
+async def test_idle_worker_lowers_the_desired_capacity_on_moto(
     site: Site, start_worker: StartWorker, imds: FakeImds, group_of_one: Any
 ) -> None:
     client, name = group_of_one

@@ -1,84 +1,133 @@
-"""A job held in the middle of a stage, so that something can befall its worker there."""
+"""Jobs held in the middle of a stage, so that a test can disturb their worker there."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass
+import os
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 import pytest_asyncio
 
+from tests.support.children import splitting
 from tests.support.commands import StartWorker, Worker
-from tests.support.faults.proxy import OpenProxy, Proxy
+from tests.support.evidence.history import Call
+from tests.support.faults.calls import hold_before, hold_body
+from tests.support.faults.gateway import Rule
 from tests.support.site import Site
 from tests.support.waiting import wait_until
 
-Stage = Literal["download", "split", "upload of objects", "upload of a tar"]
-STAGES: list[Stage] = list(get_args(Stage))
+Layout = Literal["objects", "tar"]
 
 KEY = "held.wav"
-"""Of the recording whose job is held."""
+"""The recording whose job is held, unless a test names others."""
+
+STAGE_KEYS = ("download.wav", "upload.wav", "split.wav")
 
 
 @dataclass(frozen=True)
 class Held:
-    """A worker in mid-job."""
+    """A worker with jobs in mid-stage."""
 
     worker: Worker
-    minio: Proxy
-    s3: Proxy
-    variables: dict[str, str]
-    """What another worker needs to make the same output."""
+    rules: Mapping[str, Rule]
+    """What holds each job, by key."""
+    variables: Mapping[str, str] = field(default_factory=dict)
+    """Settings with which another worker makes the same output."""
+    stopped_child: int | None = None
+    """The child that splits, if one does."""
 
-    def let_go(self) -> None:
-        """Let the job go on."""
-        self.minio.release()
-        self.s3.release()
+    def resume(self, *keys: str) -> None:
+        """Let the jobs of these keys continue, or all of them."""
+        for key in keys or self.rules:
+            self.rules[key].lift()
 
-    async def take_away(self) -> None:
-        """End the worker's connections, as the end of its machine does."""
-        await self.minio.refuse()
-        await self.s3.refuse()
+    def resume_child(self) -> None:
+        """Let the split continue."""
+        assert self.stopped_child is not None
+        with suppress(ProcessLookupError):
+            os.kill(self.stopped_child, signal.SIGCONT)
 
 
 HoldJob = Callable[..., Awaitable[Held]]
+HoldStages = Callable[..., Awaitable[Held]]
 
 
 @pytest_asyncio.fixture
-async def hold_job(
-    start_worker: StartWorker, open_proxy: OpenProxy, five_minutes: Path, an_hour: Path
-) -> AsyncIterator[HoldJob]:
-    """A function that starts a worker and waits until its job is in mid-stage: `await hold_job(site, "download")`.
+async def hold_job(start_worker: StartWorker, five_minutes: Path) -> AsyncIterator[HoldJob]:
+    """A function that starts a worker and holds a job in mid-download: `await hold_job(site, "a.wav", "b.wav")`."""
+    held: list[Held] = []
 
-    There it stays until it is let go; a split cannot be held, but lasts for seconds.
+    async def hold(site: Site, *keys: str, **variables: str) -> Held:
+        worker = await start_worker(site, **variables)
+        await worker.wait_for("worker_started")
+        await site.put_recordings(dict.fromkeys(keys or (KEY,), five_minutes))
+        held.append(Held(worker, {key: hold_download(site, key) for key in keys or (KEY,)}))
+        for key, rule in held[-1].rules.items():
+            await site.send(site.job(key))
+            await rule.has_struck()
+        return held[-1]
+
+    yield hold
+    for each in held:
+        each.resume()
+
+
+@pytest_asyncio.fixture
+async def hold_stages(start_worker: StartWorker, five_minutes: Path, an_hour: Path) -> AsyncIterator[HoldStages]:
+    """A function that starts a worker and holds a job in each stage: `await hold_stages(site, "tar")`.
+
+    The jobs are those of `STAGE_KEYS`. The child that splits is stopped by SIGSTOP.
     """
     held: list[Held] = []
 
-    async def hold(site: Site, stage: Stage, *, scratch: Path | None = None, **variables: str) -> Held:
-        minio = await open_proxy(site.services.servers.objects.url)
-        s3 = await open_proxy(site.services.servers.objects.url)
-        output = {
-            "STT_LAYOUT": "tar" if stage == "upload of a tar" else "objects",
-            "STT_FORMAT": "wav",
-            "STT_MULTIPART_CHUNKSIZE_BYTES": str(5 * 1024**2),
-        }
-        await site.put_recordings({KEY: an_hour if stage == "split" else five_minutes})
-        through = {"STT_MINIO_ENDPOINT": minio.endpoint, "AWS_ENDPOINT_URL_S3": s3.url}
-        worker = await start_worker(site, scratch=scratch, **through, **output, **variables)
-        held.append(Held(worker, minio, s3, output))
-        await worker.wait_for("worker_started")
-        if stage == "download":
-            minio.hold("down", after=500_000)
-        elif stage != "split":
-            s3.hold("up", after=1_000_000)
-        await site.send(site.job(KEY))
-        if stage == "split":
-            await wait_until(lambda: list(worker.scratch.glob("worker-*/job-*/out")), what="the split to be begun")
-        else:
-            await wait_until((minio if stage == "download" else s3).holding.is_set, what=f"the {stage} to be held")
-        if stage == "upload of a tar":
+    async def hold(site: Site, layout: Layout, *, scratch: Path | None = None, **variables: str) -> Held:
+        output = {"STT_LAYOUT": layout, "STT_FORMAT": "wav", "STT_MULTIPART_CHUNKSIZE_BYTES": str(5 * 1024**2)}
+        download, upload, split = STAGE_KEYS
+        await site.put_recordings({download: five_minutes, upload: five_minutes, split: an_hour})
+        worker = await start_worker(site, scratch=scratch, STT_PROCESSES="2", **output, **variables)
+        await worker.wait_for("worker_started")  # preflight, too, downloads from the source
+        await site.send(site.job(split))
+        (child,) = await wait_until(
+            lambda: splitting(worker, source_bytes=an_hour.stat().st_size), what="the split to start"
+        )
+        os.kill(child, signal.SIGSTOP)
+        rules = {download: hold_download(site, download), upload: _hold_upload(site, upload, layout)}
+        held.append(Held(worker, rules, output, child))
+        for key, rule in rules.items():
+            await site.send(site.job(key))
+            await rule.has_struck()
+        if layout == "tar":
             assert len(await site.open_uploads()) == 1
         return held[-1]
 
     yield hold
     for each in held:
-        each.let_go()
+        each.resume()
+        each.resume_child()
+
+
+def hold_download(site: Site, key: str) -> Rule:
+    """Hold the next download of a recording after a fifth of its bytes."""
+    return site.gateway.fault("minio", "GetObject", hold_body(0.2), where=lambda call: call.key == key, times=1)
+
+
+def segments_put(site: Site, key: str, *, sender: str | None = None) -> list[Call]:
+    """The segments (or small tars) of a recording that were stored, by one worker or by all."""
+    puts = site.history.of("s3", "PutObject", sender=sender)
+    return [call for call in puts if call.served and call.key.startswith(f"{key}/segment")]
+
+
+def _hold_upload(site: Site, key: str, layout: Layout) -> Rule:
+    """Hold all segments but one, or all parts of a tar but one."""
+    passed: set[Call] = set()
+
+    def is_held(call: Call) -> bool:
+        if not call.key.startswith(f"{key}/segment"):
+            return False
+        if not passed:
+            passed.add(call)
+        return call not in passed
+
+    return site.gateway.fault("s3", "UploadPart" if layout == "tar" else "PutObject", hold_before, where=is_held)

@@ -55,6 +55,24 @@ async def hold_after(strike: Strike) -> Reply:
     return _with_body(reply, body)
 
 
+def hold_body(share: float) -> Fault:
+    """That share of the answer's body arrives; the rest arrives only when the rule is lifted."""
+
+    async def fault(strike: Strike) -> Reply:
+        reply = await strike.forward()
+        body = await reply.read()
+
+        async def held() -> AsyncIterator[bytes]:
+            sent = int(len(body) * share)
+            yield body[:sent]
+            await strike.rule.lifted.wait()
+            yield body[sent:]
+
+        return replace(_with_body(reply, body), body=held())
+
+    return fault
+
+
 def delay(seconds: float) -> Fault:
     """The server is asked that much later."""
 
