@@ -1,12 +1,19 @@
-"""What comes out of a download is what the source holds, or nothing."""
+"""A download yields what the source holds, or an error: the client of the source alone, before a spoilt MinIO.
 
+`test_spoilt_downloads.py` holds what a whole worker makes of a spoilt download.
+"""
+
+import asyncio
 import secrets
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
+import aiohttp
 import pytest
+import pytest_asyncio
+from multidict import CIMultiDict
 
 from stt_async.errors import DependencyError, PermanentError, TransientError
 from stt_async.job import SplitJob
@@ -14,146 +21,140 @@ from stt_async.retry import Retry
 from stt_async.services import download
 from stt_async.services.source import Source, open_source
 from stt_async.settings import Settings
-from tests.support.faults.faulty_objects import (
-    Answer,
-    FaultyObjects,
-    cut_after,
-    drip,
-    half_without_length,
-    one_bit_wrong,
-    refuse,
-    serving,
-    whole,
-    whole_despite_range,
-)
+from tests.support.evidence.history import Call
+from tests.support.faults.calls import cut_body, error, flip_bit, hold_body, short_body
+from tests.support.faults.gateway import Fault, Reply, Rule, Strike, once
+from tests.support.site import Site
 
-SIZE_BYTES = 3 * 1024**2
+KEY = "a.mp3"
+_CONTENT = secrets.token_bytes(3 * 1024**2)
+_ONE_TRY = Retry(timeout_s=0.0, max_wait_s=0.01)
 
 
-@asynccontextmanager
-async def source_of(*script: Answer) -> AsyncIterator[tuple[FaultyObjects, Source]]:
-    """A source whose server follows a script."""
-    objects = FaultyObjects(secrets.token_bytes(SIZE_BYTES), list(script))
-    async with serving(objects) as address:
-        settings = Settings(minio_endpoint=address, minio_secure=False, downloads=8)
-        retry = Retry(timeout_s=2.0, max_wait_s=0.05)
-        async with open_source(settings, cast("Any", None), retry) as source:
-            yield objects, source
-
-
-def a_job(**facts: object) -> SplitJob:
-    return SplitJob.model_validate(
-        {
-            "job_id": "a",
-            "source_bucket": "audio",
-            "source_key": "a.mp3",
-            "output_bucket": "segments",
-            "output_prefix": "a.mp3",
-            "source_size": SIZE_BYTES,
-            **facts,
-        }
+@pytest_asyncio.fixture
+async def source(site: Site, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Source]:
+    """The client of a source with one recording; it waits for the next bytes for half a second, not for 30."""
+    await site.put_recordings({KEY: _CONTENT})
+    timeout = aiohttp.ClientTimeout
+    monkeypatch.setattr(aiohttp, "ClientTimeout", lambda **waits: timeout(**waits | {"sock_read": 0.5}))
+    objects = site.services.servers.objects
+    settings = Settings(
+        minio_endpoint=objects.endpoint,
+        minio_access_key=objects.reader.access_key,
+        minio_secret_key=objects.reader.secret_key,
+        minio_secure=False,
+        downloads=8,
     )
+    async with open_source(settings, site.s3, Retry(timeout_s=2.0, max_wait_s=0.05)) as opened:
+        yield opened
 
 
-async def test_download_that_is_cut_goes_on_where_it_broke(tmp_path: Path) -> None:
-    async with source_of(cut_after(0.5), cut_after(0.5), whole) as (objects, source):
-        fetched = await source.fetch(a_job(), tmp_path / "a")
-    assert (tmp_path / "a").read_bytes() == objects.content
-    assert fetched.etag == objects.etag
+def _spoil(site: Site, fault: Fault, *, times: int | None = None) -> Rule:
+    return site.gateway.fault("minio", "GetObject", fault, times=times)
+
+
+def _downloads(site: Site) -> list[Call]:
+    return site.history.of("minio", "GetObject")
+
+
+def _job(site: Site, **fields: object) -> SplitJob:
+    return SplitJob.model_validate(site.job(KEY, source_size=len(_CONTENT), **fields))
+
+
+async def test_progress_resets_the_retry_timeout(site: Site, source: Source, tmp_path: Path) -> None:
+    source._retry = _ONE_TRY
+    _spoil(site, cut_body(0.3), times=12)
+    fetched = await source.fetch(_job(site), tmp_path / "a")
+    assert (tmp_path / "a").read_bytes() == _CONTENT
     assert fetched.receiving_s > 0
-    starts = [objects.asked_from(request) for request in objects.requests]
-    assert starts == sorted(starts)
-    assert starts[1] > 0
-    assert all(request.headers["If-Match"] == f'"{objects.etag}"' for request in objects.requests[1:])
+    assert [call.served_status for call in _downloads(site)] == [200] + [206] * 12
 
 
-async def test_download_outlives_the_retry_policy_as_long_as_it_gets_on(tmp_path: Path) -> None:
-    breaks = [cut_after(0.3)] * 12
-    async with source_of(*breaks, whole) as (objects, source):
-        source._retry = Retry(timeout_s=0.0, max_wait_s=0.01)  # each call is tried once
-        await source.fetch(a_job(), tmp_path / "a")
-    assert (tmp_path / "a").read_bytes() == objects.content
+async def test_stalled_download_resumes_on_another_connection(site: Site, source: Source, tmp_path: Path) -> None:
+    with _spoil(site, hold_body(0.99), times=1):
+        await source.fetch(_job(site), tmp_path / "a")
+        assert (tmp_path / "a").read_bytes() == _CONTENT
+    assert [call.served_status for call in _downloads(site)] == [200, 206]
 
 
-async def test_server_that_ignores_the_range_does_not_spoil_the_content(tmp_path: Path) -> None:
-    async with source_of(cut_after(0.5), whole_despite_range) as (objects, source):
-        await source.fetch(a_job(), tmp_path / "a")
-    assert (tmp_path / "a").read_bytes() == objects.content
+async def test_server_that_ignores_the_range_does_not_spoil_the_content(
+    site: Site, source: Source, tmp_path: Path
+) -> None:
+    async def whole(strike: Strike) -> Reply:
+        reply = await strike.forward()
+        headers = CIMultiDict({"ETag": reply.headers["ETag"], "Content-Length": str(len(_CONTENT))})
+        return Reply(200, headers, once(_CONTENT))
+
+    cut = _spoil(site, cut_body(0.5), times=1)
+    site.gateway.fault("minio", "GetObject", whole, where=lambda _: cut.struck == 1, times=2)
+    await source.fetch(_job(site), tmp_path / "a")
+    assert (tmp_path / "a").read_bytes() == _CONTENT
+    assert len(_downloads(site)) == 2
 
 
-async def test_recording_replaced_during_its_download_starts_again(tmp_path: Path) -> None:
-    cut = cut_after(0.5)
-
-    async def cut_and_replace(objects: FaultyObjects, request: Any) -> Any:
-        response = await cut(objects, request)
-        objects.content = secrets.token_bytes(SIZE_BYTES)
-        return response
-
-    async with source_of(cut_and_replace, whole) as (objects, source):
-        fetched = await source.fetch(a_job(), tmp_path / "a")
-    assert (tmp_path / "a").read_bytes() == objects.content
-    assert fetched.etag == objects.etag
-    assert fetched.receiving_s > 0
-
-
-async def test_truncated_body_without_a_length_is_never_taken_for_the_recording(tmp_path: Path) -> None:
-    async with source_of(half_without_length) as (_, source):
-        with pytest.raises(TransientError) as caught:
-            await source.fetch(a_job(), tmp_path / "a")
+async def test_truncated_body_without_length_is_never_a_recording(site: Site, source: Source, tmp_path: Path) -> None:
+    _spoil(site, short_body(0.5))
+    with pytest.raises(TransientError) as caught:
+        await source.fetch(_job(site), tmp_path / "a")
     assert caught.value.code == "download_truncated"
 
 
-async def test_flipped_bit_is_noticed_and_downloaded_again(tmp_path: Path) -> None:
-    async with source_of(one_bit_wrong, whole) as (objects, source):
-        await source.fetch(a_job(), tmp_path / "a")
-    assert (tmp_path / "a").read_bytes() == objects.content
-    assert len(objects.requests) == 2
+async def test_etag_that_is_no_md5_is_accepted_when_the_same_bytes_come_twice(
+    site: Site, source: Source, tmp_path: Path
+) -> None:
+    # As of objects under some kinds of server-side encryption.
+    _spoil(site, flip_bit)
+    await source.fetch(_job(site), tmp_path / "a")
+    assert (tmp_path / "a").read_bytes()[1:] == _CONTENT[1:]
+    assert len(_downloads(site)) == 2
 
 
-async def test_etag_that_is_no_md5_of_the_content_is_believed_the_second_time(tmp_path: Path) -> None:
-    # As of objects under some kinds of server-side encryption: the same bytes come again, so they are right.
-    async with source_of(one_bit_wrong) as (objects, source):
-        await source.fetch(a_job(), tmp_path / "a")
-    assert len(objects.requests) == 2
-
-
-@pytest.mark.parametrize("facts", [{"source_size": 5}, {"source_etag": "0" * 32}])
-async def test_recording_that_changed_since_it_was_enqueued_is_refused(facts: dict[str, Any], tmp_path: Path) -> None:
-    async with source_of(whole) as (_, source):
-        with pytest.raises(PermanentError) as caught:
-            await source.fetch(a_job(**facts), tmp_path / "a")
+@pytest.mark.parametrize("field", ["source_size", "source_etag"])
+async def test_recording_that_changed_since_it_was_enqueued_is_refused(
+    site: Site, source: Source, tmp_path: Path, field: str
+) -> None:
+    changed: dict[str, Any] = {"source_size": 5, "source_etag": "0" * 32}
+    job = SplitJob.model_validate(site.job(KEY, **{field: changed[field]}))
+    with pytest.raises(PermanentError) as caught:
+        await source.fetch(job, tmp_path / "a")
     assert caught.value.code == "source_changed"
 
 
-async def test_missing_recording_is_permanent_and_asked_for_once(tmp_path: Path) -> None:
-    async with source_of(refuse(404, "NoSuchKey")) as (objects, source):
-        with pytest.raises(PermanentError) as caught:
-            await source.fetch(a_job(), tmp_path / "a")
-    assert caught.value.code == "source_missing"
-    assert len(objects.requests) == 1
+async def test_refused_download_is_not_retried(site: Site, source: Source, tmp_path: Path) -> None:
+    _spoil(site, error(403, "AccessDenied"))
+    with pytest.raises(DependencyError):
+        await source.fetch(_job(site), tmp_path / "a")
+    assert len(_downloads(site)) == 1
 
 
-async def test_refusal_is_the_dependency_s_fault_and_not_retried(tmp_path: Path) -> None:
-    async with source_of(refuse(403, "AccessDenied")) as (objects, source):
-        with pytest.raises(DependencyError):
-            await source.fetch(a_job(), tmp_path / "a")
-    assert len(objects.requests) == 1
+async def test_download_of_a_byte_now_and_then_is_cancelled(
+    site: Site, source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def drip(strike: Strike) -> Reply:
+        reply = await strike.forward()
+        body = await reply.read()
 
+        async def bytes_one_by_one() -> AsyncIterator[bytes]:
+            for byte in body:
+                yield bytes([byte])
+                await asyncio.sleep(0.01)
 
-async def test_slow_drip_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        return replace(reply, body=bytes_one_by_one())
+
     monkeypatch.setattr(download, "RATE_WINDOW_S", 0.2)
-    async with source_of(drip) as (_, source):
-        source._retry = Retry(timeout_s=0.0, max_wait_s=0.01)
-        with pytest.raises(TransientError) as caught:
-            await source.fetch(a_job(), tmp_path / "a")
+    source._retry = _ONE_TRY
+    _spoil(site, drip)
+    with pytest.raises(TransientError) as caught:
+        await source.fetch(_job(site), tmp_path / "a")
     assert caught.value.code == download.TOO_SLOW
 
 
-async def test_slow_down_narrows_the_downloads_and_success_widens_them(tmp_path: Path) -> None:
-    async with source_of(refuse(503, "SlowDown"), whole) as (_, source):
-        await source.fetch(a_job(), tmp_path / "a")
-        assert source._downloads.width == 4
-        for number in range(60):
-            await source.fetch(a_job(), tmp_path / str(number))
-            (tmp_path / str(number)).unlink()
+async def test_slow_down_narrows_the_downloads_and_success_widens_them(
+    site: Site, source: Source, tmp_path: Path
+) -> None:
+    _spoil(site, error(503, "SlowDown"), times=1)
+    await source.fetch(_job(site), tmp_path / "a")
+    assert source._downloads.width == 4
+    for _ in range(60):
+        await source.fetch(_job(site), tmp_path / "a")
     assert source._downloads.width == 8

@@ -1,30 +1,57 @@
-"""Scenarios F21, F23 and F24: a service refuses all, or cannot be reached, or refuses one job alone."""
+"""Scenarios F21, F23 and F24: a service refuses all jobs or one, or cannot be reached."""
 
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from ssl import SSLContext
+from typing import Any
 
 import pytest
 
 from tests.support.commands import StartWorker, Worker
-from tests.support.evidence.history import Call, Service
+from tests.support.evidence.history import Service
 from tests.support.evidence.outputs import verified
 from tests.support.fakes.imds import FakeImds
 from tests.support.faults.calls import error
 from tests.support.faults.names import NAME, Names
-from tests.support.faults.proxy import OpenProxy
+from tests.support.faults.proxy import OpenProxy, Proxy
 from tests.support.faults.tls import Authority, server_context
-from tests.support.outage import see_it_pause, see_it_recover
-from tests.support.site import Site
+from tests.support.outage import expect_pause, expect_recovery
+from tests.support.site import Counts, OpenSite, Site
 from tests.support.stages import KEY, HoldJob
 from tests.support.waiting import wait_until
 
+pytestmark = pytest.mark.timeout(300)
+
 _SHORT_RETRIES = {"STT_RETRY_TIMEOUT_S": "1", "STT_RETRY_MAX_WAIT_S": "0.2"}
-_MOST_FAILURES = 5
-_EARLY, _LAST, _LATE = "early.wav", "last.wav", [f"late-{number}.wav" for number in range(4)]
+_MAX_FAILURES = 5
+_FAILURES = {"job_retried", "job_suspended", "job_failed"}
 
 
-async def _send_and_keep_before_its_last_receive(site: Site, key: str) -> str:
-    """Send a job and receive its message four times; it stays hidden, and is let go by the handle that is returned."""
+@dataclass(frozen=True)
+class Jobs:
+    """The jobs of one outage."""
+
+    early: str
+    """Sent before the worker can know of the outage."""
+    last: str
+    """On its last receive."""
+    last_receipt: str
+    """Makes the last one visible."""
+    late: list[str]
+    """Sent when the worker knows."""
+
+
+async def _prepare(site: Site, name: str, speech: Path) -> Jobs:
+    early, last, *late = (f"{name}-{part}.wav" for part in ("early", "last", "late-1", "late-2", "late-3"))
+    await site.put_recordings(dict.fromkeys([early, last, *late], speech))
+    return Jobs(early, last, await _send_for_last_receive(site, last), late)
+
+
+async def _send_for_last_receive(site: Site, key: str) -> str:
+    """Send a job, receive its message four times, and return the receipt handle with which to make it visible."""
     await site.send(site.job(key))
     for visibility_timeout_s in (0, 0, 0, 3600):
         received = await site.sqs.receive_message(
@@ -34,62 +61,63 @@ async def _send_and_keep_before_its_last_receive(site: Site, key: str) -> str:
     return message["ReceiptHandle"]
 
 
-async def _let_go(site: Site, receipt_handle: str) -> None:
+async def _make_visible(site: Site, receipt_handle: str) -> None:
     await site.sqs.change_message_visibility(
         QueueUrl=site.services.queues.url, ReceiptHandle=receipt_handle, VisibilityTimeout=0
     )
 
 
-async def _suffer(site: Site, worker: Worker, last: str) -> None:
-    """Send jobs in an outage that has begun: two that may be received before it shows, one for the last time."""
-    await _let_go(site, last)
-    await site.send(site.job(_EARLY))
-    await worker.wait_for("breaker_opened")
-    await see_it_pause(site, worker, _LATE)
-    failures = [line for line in worker.lines() if line.get("event") in {"job_retried", "job_suspended", "job_failed"}]
-    assert len(failures) <= _MOST_FAILURES
+async def _survive(site: Site, worker: Worker, outage: AbstractAsyncContextManager[None], jobs: Jobs) -> Any:
+    """Expect that an outage stops the receiving and costs no job; return the event that started it."""
+    lines, opened = len(worker.lines()), len(worker.events("breaker_opened"))
+    async with outage:
+        await _make_visible(site, jobs.last_receipt)
+        await site.send(site.job(jobs.early))
+        await worker.wait_for("breaker_opened", count=opened + 1)
+        await expect_pause(site, worker, jobs.late)
+        assert len([line for line in worker.lines()[lines:] if line.get("event") in _FAILURES]) <= _MAX_FAILURES
+    receive_counts = await expect_recovery(site, worker, late=jobs.late, others=[jobs.early, jobs.last])
+    assert receive_counts[jobs.last] == 5
+    (event,) = worker.events("breaker_opened")[opened:]
+    return event
 
 
-async def _recover(site: Site, worker: Worker) -> None:
-    """See that the worker goes on by itself once the outage is over, and that it cost nobody."""
-    receives = await see_it_recover(site, worker, late=_LATE, jobs=2 + len(_LATE))
-    assert receives[_LAST] == 5
-
-
-@pytest.mark.parametrize(
-    "refusal",
-    [
-        pytest.param(("minio", "*", "AccessDenied"), id="MinIO, everything"),
-        pytest.param(("minio", "GetObject", "AccessDenied"), id="MinIO, every GET"),
-        pytest.param(("minio", "*", "RequestTimeTooSkewed"), id="MinIO, by the clock"),
-        pytest.param(("s3", "*", "AccessDenied"), id="S3"),
-        pytest.param(("s3", "*", "ExpiredToken"), id="S3, credentials run out for long"),
-    ],
-)
-async def test_while_a_service_refuses_all_nothing_is_received_and_no_job_is_spent(
-    site: Site, start_worker: StartWorker, speech: Path, refusal: tuple[Service, str, str]
-) -> None:
-    service, operation, code = refusal
-    await site.put_recordings(dict.fromkeys([_EARLY, _LAST, *_LATE], speech))
-    last = await _send_and_keep_before_its_last_receive(site, _LAST)
-    worker = await start_worker(site, **_SHORT_RETRIES)
-    await worker.wait_for("worker_started")
+@asynccontextmanager
+async def _refused(site: Site, service: Service, operation: str, code: str) -> AsyncIterator[None]:
     with site.gateway.fault(service, operation, error(403, code)):
-        await _suffer(site, worker, last)
-    await _recover(site, worker)
-    (opened,) = worker.events("breaker_opened")
-    assert opened["code"] == code
+        yield
 
 
-async def test_a_certificate_that_expires_stops_the_receiving_until_it_is_renewed(
-    site: Site, start_worker: StartWorker, open_proxy: OpenProxy, speech: Path, tmp_path: Path
+@asynccontextmanager
+async def _unreachable(proxy: Proxy) -> AsyncIterator[None]:
+    await proxy.refuse()
+    yield
+    await proxy.accept()
+
+
+@asynccontextmanager
+async def _expired(proxy: Proxy, tls: SSLContext, authority: Authority) -> AsyncIterator[None]:
+    await proxy.refuse()
+    tls.load_cert_chain(authority.certificate(ended=timedelta(hours=1)))
+    await proxy.accept()
+    yield
+    tls.load_cert_chain(authority.certificate())
+
+
+async def test_source_outage_stops_receiving_and_costs_no_job(
+    *, site: Site, start_worker: StartWorker, open_proxy: OpenProxy, speech: Path, tmp_path: Path
 ) -> None:
-    await site.put_recordings(dict.fromkeys([_EARLY, _LAST, *_LATE], speech))
-    last = await _send_and_keep_before_its_last_receive(site, _LAST)
     authority = Authority(tmp_path)
-    good, expired = authority.certificate(), authority.certificate(ended=timedelta(hours=1))
-    tls = server_context(good)
+    tls = server_context(authority.certificate())
     proxy = await open_proxy(site.gateway.objects_url, tls)
+    outages = [
+        (_refused(site, "minio", "*", "AccessDenied"), "AccessDenied"),
+        (_refused(site, "minio", "GetObject", "AccessDenied"), "AccessDenied"),
+        (_refused(site, "minio", "*", "RequestTimeTooSkewed"), "RequestTimeTooSkewed"),
+        (_unreachable(proxy), "unreachable"),
+        (_expired(proxy, tls, authority), "unreachable"),
+    ]
+    jobs = [await _prepare(site, str(number), speech) for number in range(len(outages))]
     worker = await start_worker(
         site,
         STT_MINIO_ENDPOINT=proxy.endpoint,
@@ -98,50 +126,89 @@ async def test_a_certificate_that_expires_stops_the_receiving_until_it_is_renewe
         **_SHORT_RETRIES,
     )
     await worker.wait_for("worker_started")
+    for (outage, code), outage_jobs in zip(outages, jobs, strict=True):
+        event = await _survive(site, worker, outage, outage_jobs)
+        assert event["code"] == code
+    assert "certificate has expired" in event["error"]
+
+
+async def test_output_outage_stops_receiving_and_costs_no_job(
+    site: Site, start_worker: StartWorker, open_proxy: OpenProxy, speech: Path
+) -> None:
+    proxy = await open_proxy(site.gateway.objects_url)
+    outages = [
+        (_refused(site, "s3", "*", "AccessDenied"), "AccessDenied"),
+        (_refused(site, "s3", "*", "ExpiredToken"), "ExpiredToken"),
+        (_unreachable(proxy), "unreachable"),
+    ]
+    jobs = [await _prepare(site, str(number), speech) for number in range(len(outages))]
+    worker = await start_worker(site, AWS_ENDPOINT_URL_S3=proxy.url, **_SHORT_RETRIES)
+    await worker.wait_for("worker_started")
+    for (outage, code), outage_jobs in zip(outages, jobs, strict=True):
+        event = await _survive(site, worker, outage, outage_jobs)
+        assert event["code"] == code
+
+
+async def test_queue_outage_after_the_commit_leaves_the_job_done_once(
+    open_site: OpenSite, hold_job: HoldJob, open_proxy: OpenProxy, speech: Path
+) -> None:
+    site = await open_site(visibility_timeout_s=60)  # the job ends within it, on a loaded machine too
+    proxy = await open_proxy(site.services.servers.queues_url)
+    held = await hold_job(site, AWS_ENDPOINT_URL_SQS=proxy.url, **_SHORT_RETRIES)
     await proxy.refuse()
-    tls.load_cert_chain(expired)
+    held.resume()
+    await held.worker.wait_for("job_succeeded")
+    await held.worker.wait_for("message_unsettled")
+    committed = await verified(site, KEY)
+    await held.worker.wait_for("breaker_opened")
+    await site.put_recordings({"next.wav": speech})
+    await site.send(site.job("next.wav"))
     await proxy.accept()
-    await _suffer(site, worker, last)
-    tls.load_cert_chain(good)
-    await _recover(site, worker)
-    (opened,) = worker.events("breaker_opened")
-    assert opened["code"] == "unreachable"
-    assert "certificate has expired" in opened["error"]
+    await held.worker.wait_for("breaker_closed")
+    done = await held.worker.wait_for("job_succeeded", count=2)
+    assert done[1]["receive_count"] == 1
+    [unsettled, _] = [call for call in site.history.of("sqs", "ReceiveMessage") if call.messages]
+    await _make_visible(site, unsettled.messages[0]["ReceiptHandle"])
+    (skipped,) = await held.worker.wait_for("job_skipped")
+    assert skipped["receive_count"] == 2
+    await wait_until(site.is_drained, what="both messages to be deleted")
+    assert await verified(site, KEY) == committed
+    await verified(site, "next.wav")
+    assert await site.dead_letter_counts() == Counts(visible=0, in_flight=0)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("variable", ["STT_MINIO_ENDPOINT", "AWS_ENDPOINT_URL_S3"])
-async def test_a_name_that_no_longer_resolves_stops_the_receiving_until_it_does(
+async def test_name_that_stops_resolving_stops_receiving_and_costs_no_job(
     site: Site, start_worker: StartWorker, open_proxy: OpenProxy, *, speech: Path, names: Names, variable: str
 ) -> None:
-    await site.put_recordings(dict.fromkeys([_EARLY, _LAST, *_LATE], speech))
-    last = await _send_and_keep_before_its_last_receive(site, _LAST)
     proxy = await open_proxy(site.gateway.objects_url)
+
+    @asynccontextmanager
+    async def outage() -> AsyncIterator[None]:
+        names.forget()
+        await proxy.refuse()  # a resolved address serves for some seconds more, as does a connection
+        yield
+        await wait_until(names.failed_lookups, what="a probe to look the name up", timeout_s=60)
+        await proxy.accept()
+        names.remember()
+
+    jobs = await _prepare(site, "name", speech)
     address = proxy.endpoint.replace("127.0.0.1", NAME)
-    worker = await start_worker(
-        site,
-        **_SHORT_RETRIES,
-        **names.environment(),
-        **{variable: address if variable.startswith("STT") else f"http://{address}"},
-    )
+    endpoint = {variable: address if variable.startswith("STT") else f"http://{address}"}
+    worker = await start_worker(site, **_SHORT_RETRIES, **names.environment(), **endpoint)
     await worker.wait_for("worker_started")
-    names.forget()
-    await proxy.refuse()  # an address looked up before serves for some seconds more, as does a connection
-    await _suffer(site, worker, last)
-    await wait_until(names.asked_in_vain, what="a probe to look for the name", timeout_s=60)
-    await proxy.accept()
-    names.remember()
-    await _recover(site, worker)
+    await _survive(site, worker, outage(), jobs)
 
 
-async def test_a_recording_that_is_refused_alone_is_a_dead_letter_and_stops_nobody(
+async def test_recording_refused_alone_is_dead_lettered_and_opens_no_breaker(
     site: Site, start_worker: StartWorker, speech: Path
 ) -> None:
     forbidden = "0-forbidden.wav"  # the first that a probe would read
     keys = [f"{number}.wav" for number in range(1, 5)]
     await site.put_recordings(dict.fromkeys([forbidden, *keys], speech))
     site.gateway.fault("minio", "GetObject", error(403, "AccessDenied"), where=lambda call: call.key == forbidden)
-    await _let_go(site, await _send_and_keep_before_its_last_receive(site, forbidden))
+    await _make_visible(site, await _send_for_last_receive(site, forbidden))
     for key in keys:
         await site.send(site.job(key))
     worker = await start_worker(site)
@@ -155,56 +222,17 @@ async def test_a_recording_that_is_refused_alone_is_a_dead_letter_and_stops_nobo
     assert worker.events("breaker_opened") == []
 
 
-async def test_credentials_that_are_renewed_within_the_call_cost_nothing(
-    site: Site, start_worker: StartWorker, speech: Path
-) -> None:
-    await site.put_recordings([speech])
-    worker = await start_worker(site)
-    await worker.wait_for("worker_started")
-
-    def is_segment(call: Call) -> bool:
-        return not call.is_of_manifest
-
-    site.gateway.fault("s3", "PutObject", error(400, "ExpiredToken"), times=3, where=is_segment)
-    site.gateway.fault("sqs", "DeleteMessage", error(403, "ExpiredToken"), times=1)
-    await site.send(site.job(speech.name))
-    (done,) = await worker.wait_for("job_succeeded")
-    await wait_until(site.is_drained, what="the message to be deleted")
-    assert done["receive_count"] == 1
-    assert worker.events("breaker_opened") == []
-    assert worker.events("message_unsettled") == []
-    await verified(site, speech.name)
-
-
-async def test_a_role_whose_credentials_cannot_be_renewed_for_a_while_costs_nothing(
+async def test_job_survives_role_credentials_that_cannot_be_renewed_for_a_while(
     site: Site, hold_job: HoldJob, imds: FakeImds
 ) -> None:
-    # Nine minutes before their end botocore renews them at each call, or makes do with what it has.
+    # From nine minutes before their end, botocore tries to renew them at each call, and else uses what it has.
     imds.has_role(site.services.servers.objects.owner, for_s=540)
     role = imds.environment() | {"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""}
-    held = await hold_job(site, "download", **role)
+    held = await hold_job(site, **role)
     await imds.set_mode("down")
     await held.worker.wait_for("imds_failed")
-    held.let_go()
+    held.resume()
     (done,) = await held.worker.wait_for("job_succeeded")
     await wait_until(site.is_drained, what="the message to be deleted")
     assert done["receive_count"] == 1
     await verified(site, KEY)
-
-
-@pytest.mark.parametrize(
-    "variable",
-    ["STT_MINIO_ENDPOINT", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL_SQS"],
-)
-async def test_a_name_that_does_not_resolve_ends_the_worker_before_it_receives(
-    site: Site, start_worker: StartWorker, variable: str
-) -> None:
-    await site.send(site.job("any.wav"))
-    address = "nowhere.invalid"  # RFC 6761, section 6.4: never resolves
-    worker = await start_worker(
-        site, **_SHORT_RETRIES, **{variable: address if variable.startswith("STT") else f"http://{address}"}
-    )
-    assert await worker.wait() == 3
-    assert "nowhere.invalid" in worker.process.log.read_text()
-    (letter,) = await site.take_messages()
-    assert letter.receive_count == 1  # by us

@@ -1,4 +1,4 @@
-"""An outage that has begun, and its end, as a worker's jobs see them."""
+"""An outage and its end, as a worker's jobs see them."""
 
 from collections.abc import Sequence
 
@@ -7,28 +7,37 @@ from tests.support.evidence.outputs import verified
 from tests.support.site import Counts, Site
 from tests.support.waiting import wait_until
 
+_PROBES = 2
 
-async def see_it_pause(site: Site, worker: Worker, late: Sequence[str]) -> None:
-    """Send jobs to a worker that has noticed the outage, and see it take none of them, however often it looks."""
-    await site.polls_to_end()
+
+async def expect_pause(site: Site, worker: Worker, late: Sequence[str]) -> None:
+    """Send jobs to a worker that has noticed an outage, and expect that it receives none while its probes fail."""
+    await site.wait_for_polls()
     for key in late:
         await site.send(site.job(key))
-    await worker.wait_for("probe_failed", count=4)
+    await worker.wait_for("probe_failed", count=len(worker.events("probe_failed")) + _PROBES)
     assert (await site.counts()).visible >= len(late)
 
 
-async def see_it_recover(site: Site, worker: Worker, *, late: Sequence[str], jobs: int) -> dict[str, int]:
-    """See a worker go on by itself: `jobs` jobs are done in its life, and the late ones had cost no receive.
+async def expect_recovery(
+    site: Site, worker: Worker, *, late: Sequence[str], others: Sequence[str] = ()
+) -> dict[str, int]:
+    """Expect that a worker continues by itself, does these jobs, and spends no receive on the late ones.
 
     Returns:
-        How often each job had been received.
+        The receive count of each job, by key.
     """
-    await worker.wait_for("breaker_closed")
-    done = await worker.wait_for("job_succeeded", count=jobs)
+    await worker.wait_for("breaker_closed", count=len(worker.events("breaker_opened")))
+    keys = {*late, *others}
+
+    def receive_counts() -> dict[str, int] | None:
+        done = {line["recording"].split("/")[1]: line["receive_count"] for line in worker.events("job_succeeded")}
+        return {key: done[key] for key in keys} if keys <= done.keys() else None
+
+    found = await wait_until(receive_counts, what=f"{len(keys)} jobs to be done", timeout_s=60) or {}
     await wait_until(site.is_drained, what="all messages to be deleted")
-    receives = {line["recording"].split("/")[1]: line["receive_count"] for line in done}
-    assert {receives[key] for key in late} == {1}
+    assert {found[key] for key in late} == {1}
     assert await site.dead_letter_counts() == Counts(visible=0, in_flight=0)
-    for key in receives:
+    for key in keys:
         await verified(site, key)
-    return receives
+    return found

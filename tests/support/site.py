@@ -122,10 +122,10 @@ class Site:
         """What the dead-letter queue holds."""
         return await self._counts(self.services.queues.dead_letter_url)
 
-    async def polls_to_end(self) -> None:
-        """Wait until no worker has a poll under way; one that may not receive begins no other."""
+    async def wait_for_polls(self) -> None:
+        """Wait until no poll is in flight; a worker that may not receive starts no other."""
         polls = self.history.of("sqs", "ReceiveMessage")
-        await wait_until(lambda: all(poll.ended_s is not None for poll in polls), what="the polls under way to end")
+        await wait_until(lambda: all(poll.ended_s is not None for poll in polls), what="the polls in flight to end")
 
     async def set_max_receives(self, count: int) -> None:
         """Let a message be received that often, not the usual 5 times: the wait between two attempts doubles."""

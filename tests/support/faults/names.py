@@ -23,8 +23,8 @@ class Names:
         """From now on it does not resolve."""
         self._gone.touch()
 
-    def asked_in_vain(self) -> int:
-        """How often it was looked for since it was forgotten."""
+    def failed_lookups(self) -> int:
+        """The number of lookups since the name was forgotten."""
         return self._gone.stat().st_size
 
     def remember(self) -> None:
