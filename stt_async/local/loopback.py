@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import secrets
 import socket
 from collections.abc import Awaitable, Callable, Sequence
@@ -53,9 +54,15 @@ def free_ports(count: int) -> list[int]:
         return [int(each.getsockname()[1]) for each in sockets]
 
 
+@functools.cache
+def _session() -> aioboto3.Session:
+    """Return the session of all clients: each session loads botocore's service models anew, which takes 0.1 s."""
+    return aioboto3.Session()
+
+
 def s3_client(url: str, keys: Keys) -> AbstractAsyncContextManager["S3Client"]:
     """Return an S3 client for a server on loopback, to be entered with `async with`."""
-    return aioboto3.Session().client(
+    return _session().client(
         "s3",
         endpoint_url=url,
         region_name=REGION,
@@ -67,7 +74,7 @@ def s3_client(url: str, keys: Keys) -> AbstractAsyncContextManager["S3Client"]:
 
 def sqs_client(url: str, keys: Keys) -> AbstractAsyncContextManager["SQSClient"]:
     """Return an SQS client for a server on loopback, to be entered with `async with`."""
-    return aioboto3.Session().client(
+    return _session().client(
         "sqs",
         endpoint_url=url,
         region_name=REGION,

@@ -10,7 +10,7 @@ from tests.support.commands import StartWorker
 from tests.support.evidence.outputs import verified
 from tests.support.faults.clock import Clock
 from tests.support.faults.proxy import OpenProxy
-from tests.support.outage import see_it_pause, see_it_recover
+from tests.support.outage import expect_pause, expect_recovery
 from tests.support.site import Counts, OpenSite, Site
 from tests.support.sqs.fixture import OpenSqs
 from tests.support.stages import KEY, HoldJob
@@ -32,7 +32,6 @@ async def test_a_jump_in_mid_job_moves_no_heartbeat_and_no_deadline(
     queues = await open_proxy(site.services.servers.queues_url)
     held = await hold_job(
         site,
-        "download",
         AWS_ENDPOINT_URL_SQS=queues.url,
         STT_JOB_TIMEOUT_S="1800",
         STT_DRAIN_TIMEOUT_S="1800",
@@ -51,7 +50,7 @@ async def test_a_jump_in_mid_job_moves_no_heartbeat_and_no_deadline(
     assert held.worker.process.returncode is None
 
     clock.jump(0)
-    held.let_go()
+    held.resume()
     assert await held.worker.wait() == 0
     [done] = held.worker.events("job_succeeded")
     assert done["receive_count"] == 1
@@ -74,9 +73,9 @@ async def test_a_worker_whose_clock_is_wrong_takes_no_work_until_it_is_right(
     [retried] = await worker.wait_for("job_retried")
     assert (retried["failure"], retried["code"]) == ("environment", "RequestTimeTooSkewed")
     late = keys[2:]
-    await see_it_pause(site, worker, late)
+    await expect_pause(site, worker, late)
     clock.jump(0)
-    await see_it_recover(site, worker, late=late, jobs=len(keys))
+    await expect_recovery(site, worker, late=late, others=keys[:2])
 
 
 @pytest.mark.parametrize("wrong_by_s", [HOUR_S, -HOUR_S])
@@ -85,7 +84,7 @@ async def test_while_sqs_refuses_a_wrong_clock_the_job_held_is_given_up_and_done
 ) -> None:
     queues = await open_sqs()
     site = await open_site(visibility_timeout_s=_VISIBILITY_TIMEOUT_S, queues_url=queues.url)
-    held = await hold_job(site, "download", **_SHORT_RETRIES, **clock.environment())
+    held = await hold_job(site, **_SHORT_RETRIES, **clock.environment())
 
     clock.jump(wrong_by_s)
     await held.worker.wait_for("job_lease_lost")
@@ -99,7 +98,7 @@ async def test_while_sqs_refuses_a_wrong_clock_the_job_held_is_given_up_and_done
 
     await wait_until(is_visible, what="the message to be visible again")
     clock.jump(0)
-    held.let_go()
+    held.resume()
     await held.worker.wait_for("breaker_closed")
     (done,) = await held.worker.wait_for("job_succeeded")
     assert done["receive_count"] == 2

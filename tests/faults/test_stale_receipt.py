@@ -67,9 +67,9 @@ async def open_contest(
     async def opened(stale: Stale) -> Contest:
         fake = await open_sqs(stale=stale)
         site = await open_site(visibility_timeout_s=VISIBILITY_TIMEOUT_S, queues_url=fake.url)
-        held = await hold_job(site, "download", **ONE_SLOT)
+        held = await hold_job(site, **ONE_SLOT)
         source = await open_proxy(site.services.servers.objects.url)
-        heir = await start_worker(site, **held.variables, **ONE_SLOT, STT_MINIO_ENDPOINT=source.endpoint)
+        heir = await start_worker(site, **ONE_SLOT, STT_MINIO_ENDPOINT=source.endpoint)
         await heir.wait_for("worker_started")
         source.hold("down", after=500_000)
         return Contest(fake, site, held, heir, source)
@@ -88,7 +88,7 @@ async def test_who_wakes_after_its_lease_leaves_the_job_to_its_heir(
     await contest.outlast_a_lease()  # so that the frozen one's is over by its own clock, too
 
     frozen.signal(signal.SIGCONT)
-    contest.held.let_go()
+    contest.held.resume()
     (lost,) = await frozen.wait_for("job_lease_lost")
     assert lost["receive_count"] == 1
     assert await site.counts() == Counts(visible=0, in_flight=1), "it is the heir's still"
@@ -115,7 +115,7 @@ async def test_who_works_on_without_knowing_that_its_lease_is_over_does_no_harm(
     contest = await open_contest("ignored")
     site, unaware, heir = contest.site, contest.held.worker, contest.heir
     await contest.take_over()
-    contest.held.let_go()
+    contest.held.resume()
     await wait_until(lambda: ends(unaware), what="the first to be done, or to notice", timeout_s=60)
     contest.heirs_source.release()
     await wait_until(lambda: ends(heir), what="the heir to be done, or to find it done", timeout_s=60)
@@ -130,13 +130,13 @@ async def test_a_message_that_is_visible_again_is_given_up_and_done_by_who_recei
 ) -> None:
     fake = await open_sqs()
     site = await open_site(visibility_timeout_s=VISIBILITY_TIMEOUT_S, queues_url=fake.url)
-    held = await hold_job(site, "download", **ONE_SLOT)
+    held = await hold_job(site, **ONE_SLOT)
     fake.advance(VISIBILITY_TIMEOUT_S)
     (lost,) = await held.worker.wait_for("job_lease_lost")
     assert "MessageNotInflight" in lost["error"]
     assert await site.manifests() == {}
     assert site.history.of("sqs", "DeleteMessage") == []
-    await is_done_with_the_next_receipt(site, held.worker, held.let_go)
+    await is_done_with_the_next_receipt(site, held.worker, held.resume)
 
 
 async def test_a_message_held_for_12_hours_is_given_up_and_done_by_who_receives_it_next(
@@ -144,7 +144,7 @@ async def test_a_message_held_for_12_hours_is_given_up_and_done_by_who_receives_
 ) -> None:
     fake = await open_sqs()
     site = await open_site(visibility_timeout_s=30, queues_url=fake.url)
-    held = await hold_job(site, "download", **ONE_SLOT)
+    held = await hold_job(site, **ONE_SLOT)
     queue = fake.model.queue(site.services.queues.name)
     # As if it had been extended all the time: 25 s are left, the next heartbeat comes in 10 s and asks for 30.
     [(handle, received_s)] = queue.in_flight().items()
@@ -156,7 +156,7 @@ async def test_a_message_held_for_12_hours_is_given_up_and_done_by_who_receives_
     assert await site.manifests() == {}
     assert site.history.of("sqs", "DeleteMessage") == []
     fake.advance(25)
-    await is_done_with_the_next_receipt(site, held.worker, held.let_go)
+    await is_done_with_the_next_receipt(site, held.worker, held.resume)
 
 
 async def is_done_with_the_next_receipt(site: Site, worker: Worker, let_go: Callable[[], None]) -> None:

@@ -1,17 +1,17 @@
-"""Scenario F36, and what else befalls a worker before its first receive: it says why it ends, and takes no message."""
+"""Scenario F36, and other faults before the first receive: the worker logs why it ends, and takes no message."""
 
+import asyncio
 import signal
-
-import pytest
 
 from tests.support.commands import StartWorker
 from tests.support.fakes.autoscaling import GROUP, LAUNCH_HOOK, FakeAutoScaling
 from tests.support.fakes.imds import INSTANCE_ID, FakeImds
 from tests.support.faults.proxy import OpenProxy
+from tests.support.machines.systemd import STARTING, Systemd
 from tests.support.site import Site
 
 
-async def test_worker_told_to_stop_while_it_looks_at_its_services_stops_at_once(
+async def test_sigterm_during_preflight_ends_the_worker_at_once(
     site: Site, start_worker: StartWorker, open_proxy: OpenProxy
 ) -> None:
     proxy = await open_proxy(site.services.servers.objects.url)
@@ -19,58 +19,53 @@ async def test_worker_told_to_stop_while_it_looks_at_its_services_stops_at_once(
     worker = await start_worker(site, STT_MINIO_ENDPOINT=proxy.endpoint)
     await proxy.holding.wait()
     worker.signal(signal.SIGTERM)
-    assert await worker.wait(timeout_s=15) == 0
+    assert await worker.wait() == 0
     assert worker.events("stop_requested")
     assert not worker.events("worker_started")
 
 
-async def test_worker_whose_source_refuses_it_receives_nothing(site: Site, start_worker: StartWorker) -> None:
-    await site.send("a message that must not be received")
-    worker = await start_worker(site, STT_MINIO_SECRET_KEY="wrong")  # noqa: S106 - wrong on purpose
-    assert await worker.wait() == 3
-    assert (await site.counts()).visible == 1
-    (letter,) = await site.take_messages()
-    assert letter.receive_count == 1
-
-
-@pytest.mark.parametrize(
-    "bad",
-    [
+async def test_bad_settings_end_the_worker_with_2_before_any_call(site: Site, start_worker: StartWorker) -> None:
+    bad = [
         {"STT_PROCESSES": "0"},
         {"STT_MINIO_ENDPOINT": "https://minio.example"},
         {"STT_VISIBILITY_TIMEOUT_S": "20", "STT_WAIT_TIME_S": "20"},
-    ],
-)
-async def test_a_worker_with_bad_settings_ends_with_2_each_time_and_receives_nothing(
-    site: Site, start_worker: StartWorker, imds: FakeImds, autoscaling: FakeAutoScaling, bad: dict[str, str]
-) -> None:
+    ]
     await site.send(site.job("a.wav"))
-    for _ in range(3):
-        worker = await start_worker(site, **imds.environment(), **autoscaling.environment(), **bad)
+    for variables in bad:
+        worker = await start_worker(site, **variables)
         assert await worker.wait() == 2
-        assert next(iter(bad)) in worker.process.log.read_text()
+        assert next(iter(variables)) in worker.process.log.read_text()
         assert not list(worker.scratch.iterdir())
     assert site.history.calls == []
     [letter] = await site.take_messages()
     assert letter.receive_count == 1
 
 
-async def test_a_worker_that_cannot_work_here_abandons_its_instance_each_time_and_receives_nothing(
-    site: Site, start_worker: StartWorker, imds: FakeImds, autoscaling: FakeAutoScaling
+async def test_failed_preflight_abandons_the_instance_and_receives_nothing(
+    *, site: Site, start_worker: StartWorker, imds: FakeImds, autoscaling: FakeAutoScaling, systemd: Systemd
 ) -> None:
     await site.send(site.job("a.wav"))
-    for _ in range(3):
-        worker = await start_worker(
-            site, STT_OUTPUT_BUCKET="never-made", **imds.environment(), **autoscaling.environment()
-        )
-        assert await worker.wait() == 3
+    nowhere = "nowhere.invalid"  # RFC 6761, section 6.4: never resolves
+    causes = {
+        "STT_OUTPUT_BUCKET": "never-made",
+        "STT_MINIO_SECRET_KEY": "wrong",
+        "STT_MINIO_ENDPOINT": nowhere,
+        "AWS_ENDPOINT_URL_S3": f"http://{nowhere}",
+        "AWS_ENDPOINT_URL_SQS": f"http://{nowhere}",
+    }
+    common = {"STT_RETRY_TIMEOUT_S": "1"} | imds.environment() | autoscaling.environment() | systemd.environment()
+    workers = [await start_worker(site, **common, **{variable: value}) for variable, value in causes.items()]
+    assert await asyncio.gather(*(worker.wait() for worker in workers)) == [3] * len(causes)
+    for worker, (variable, value) in zip(workers, causes.items(), strict=True):
+        assert variable.startswith("STT_MINIO_SECRET") or value.split("/")[-1] in worker.process.log.read_text()
     abandoned = {
         "AutoScalingGroupName": GROUP,
         "InstanceId": INSTANCE_ID,
         "LifecycleHookName": LAUNCH_HOOK,
         "LifecycleActionResult": "ABANDON",
     }
-    assert autoscaling.of("CompleteLifecycleAction") == [abandoned] * 3
+    assert autoscaling.of("CompleteLifecycleAction") == [abandoned] * len(causes)
+    assert sorted(systemd.lines()) == sorted(STARTING * len(causes))
     assert site.history.of("sqs", "ReceiveMessage") == []
     [letter] = await site.take_messages()
     assert letter.receive_count == 1

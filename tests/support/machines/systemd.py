@@ -9,6 +9,8 @@ import pytest
 from tests.support.waiting import wait_until
 
 WATCHDOG_S = 2.0
+STARTING = ["STATUS=preflight", "EXTEND_TIMEOUT_USEC=300000000"]
+"""What a worker sends before its preflight."""
 
 
 class Systemd:
