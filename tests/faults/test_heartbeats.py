@@ -19,6 +19,10 @@ def _served(site: Site) -> list[Call]:
     return [call for call in site.history.of("sqs", _HEARTBEAT) if call.served and not call.faults]
 
 
+async def _wait_for_served(site: Site, count: int) -> None:
+    await wait_until(lambda: len(_served(site)) >= count, what=f"{count} heartbeats to be served")
+
+
 async def test_failed_heartbeats_are_sent_again_and_a_long_job_is_delivered_once(
     open_site: OpenSite, hold_job: HoldJob
 ) -> None:
@@ -27,10 +31,9 @@ async def test_failed_heartbeats_are_sent_again_and_a_long_job_is_delivered_once
     for fault in (error(500, "InternalError"), reset, failed_entry("InternalError")):
         missed = site.gateway.fault("sqs", _HEARTBEAT, fault, times=1)
         await missed.has_struck()
-        since = len(_served(site))
-        await wait_until(lambda since=since: len(_served(site)) > since, what="a heartbeat to be served")
+        await _wait_for_served(site, len(_served(site)) + 1)
     # Three intervals of a third of the timeout with a fault, and these: more than two visibility timeouts in all.
-    await wait_until(lambda: len(_served(site)) >= 6, what="six heartbeats to be served")
+    await _wait_for_served(site, 6)
     held.resume()
     (done,) = await held.worker.wait_for("job_succeeded")
     await wait_until(site.is_drained, what="the message to be deleted")

@@ -51,7 +51,7 @@ async def test_worker_killed_at_each_step_of_a_job_leaves_it_to_another(
         _COMMITTED: gateway.fault("s3", "PutObject", hold_after, where=is_manifest_of(_COMMITTED), times=1),
         _UNDELETED: gateway.fault("sqs", "DeleteMessage", hold_before, times=1),
     }
-    await site.put_recordings(dict.fromkeys(rules, speech))
+    await site.put_recordings(dict.fromkeys(["a.wav", *rules], speech))  # preflight reads the first one
     for key, rule in rules.items():
         await site.send(site.job(key))
         await rule.has_struck()
@@ -59,6 +59,7 @@ async def test_worker_killed_at_each_step_of_a_job_leaves_it_to_another(
     await wait_until(lambda: _has_manifests(site, committed), what="two manifests to be committed")
     held.resume_child()  # a child that is stopped does not notice the end of its worker
     await _kill(victim)
+    held.resume()
     put_before = {key: len(segments_put(site, key)) for key in (_RECEIVED, _PUT)}
     before = {key: await verified(site, key) for key in committed}
     assert await _has_manifests(site, committed)

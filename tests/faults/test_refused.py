@@ -60,12 +60,6 @@ async def _send_for_last_receive(site: Site, key: str) -> str:
     return message["ReceiptHandle"]
 
 
-async def _make_visible(site: Site, receipt_handle: str) -> None:
-    await site.sqs.change_message_visibility(
-        QueueUrl=site.services.queues.url, ReceiptHandle=receipt_handle, VisibilityTimeout=0
-    )
-
-
 async def _survive(
     site: Site, worker: Worker, outages: Sequence[tuple[AbstractAsyncContextManager[None], str]], jobs: Sequence[Jobs]
 ) -> None:
@@ -74,7 +68,7 @@ async def _survive(
     for number, ((outage, code), its) in enumerate(zip(outages, jobs, strict=True)):
         lines = len(worker.lines())
         async with outage:
-            await _make_visible(site, its.last_receipt)
+            await site.make_visible(its.last_receipt)
             await site.send(site.job(its.early))
             await worker.wait_for("breaker_opened", count=number + 1)
             await expect_pause(site, worker, its.late)
@@ -165,7 +159,7 @@ async def test_queue_outage_after_the_commit_leaves_the_job_done_once(
     done = await held.worker.wait_for("job_succeeded", count=2)
     assert done[1]["receive_count"] == 1
     [unsettled, _] = [call for call in site.history.of("sqs", "ReceiveMessage") if call.messages]
-    await _make_visible(site, unsettled.messages[0]["ReceiptHandle"])
+    await site.make_visible(unsettled.messages[0]["ReceiptHandle"])
     (skipped,) = await held.worker.wait_for("job_skipped")
     assert skipped["receive_count"] == 2
     await wait_until(site.is_drained, what="both messages to be deleted")
@@ -204,7 +198,7 @@ async def test_recording_refused_alone_is_dead_lettered_and_opens_no_breaker(
     keys = [f"{number}.wav" for number in range(1, 5)]
     await site.put_recordings(dict.fromkeys([forbidden, *keys], speech))
     site.gateway.fault("minio", "GetObject", error(403, "AccessDenied"), where=lambda call: call.key == forbidden)
-    await _make_visible(site, await _send_for_last_receive(site, forbidden))
+    await site.make_visible(await _send_for_last_receive(site, forbidden))
     for key in keys:
         await site.send(site.job(key))
     worker = await start_worker(site)

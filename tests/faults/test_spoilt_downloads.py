@@ -4,6 +4,7 @@ What the client of the source does in each case, a stall and a drip among them, 
 """
 
 import hashlib
+from functools import partial
 from pathlib import Path
 
 from tests.support.commands import StartWorker
@@ -43,7 +44,7 @@ async def test_spoilt_downloads_end_whole_within_their_jobs(
             "GetObject",
             fault,
             times=times,
-            where=lambda call, key=key: _is_download(site, call, key),
+            where=partial(_is_download, site, key),
         )
         for key, (fault, times, _) in cases.items()
     }
@@ -66,9 +67,9 @@ async def test_spoilt_downloads_end_whole_within_their_jobs(
     assert [call.served_status for call in _downloads(site, _MISSING)] == [404]
 
 
-def _is_download(site: Site, call: Call, key: str) -> bool:
+def _is_download(site: Site, key: str, call: Call) -> bool:
     return (call.operation, call.bucket, call.key) == ("GetObject", site.services.source_bucket, key)
 
 
 def _downloads(site: Site, key: str) -> list[Call]:
-    return [call for call in site.history.calls if _is_download(site, call, key)]
+    return [call for call in site.history.calls if _is_download(site, key, call)]

@@ -14,7 +14,7 @@ from tests.support.site import OpenSite, Site
 from tests.support.waiting import wait_until
 
 _VISIBILITY_TIMEOUT_S = 10
-"""No heartbeat is missed while the worker is stopped for the watchdog's timeout."""
+"""Longer than the worker is stopped, on a loaded machine too."""
 
 
 async def test_systemd_gets_ready_after_preflight_and_stopping_at_the_stop(

@@ -127,6 +127,12 @@ class Site:
         polls = self.history.of("sqs", "ReceiveMessage")
         await wait_until(lambda: all(poll.ended_s is not None for poll in polls), what="the polls in flight to end")
 
+    async def make_visible(self, receipt_handle: str) -> None:
+        """Make a message visible at once that is hidden, or was released with a delay."""
+        await self.sqs.change_message_visibility(
+            QueueUrl=self.services.queues.url, ReceiptHandle=receipt_handle, VisibilityTimeout=0
+        )
+
     async def set_max_receives(self, count: int) -> None:
         """Let a message be received that often, not the usual 5 times: the wait between two attempts doubles."""
         url = self.services.queues.url
