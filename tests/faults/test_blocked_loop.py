@@ -1,4 +1,4 @@
-"""Scenario F11's first half: a worker that stands still for 30 s keeps its leases, and tells of it when it goes on."""
+"""The first half of scenario F11: a worker that is stopped for 30 s keeps its leases, and logs it afterwards."""
 
 import signal
 from collections.abc import AsyncIterator
@@ -19,8 +19,8 @@ from tests.support.visibility import has_come_back
 from tests.support.waiting import wait_until
 
 VISIBILITY_TIMEOUT_S = 60
-"""A heartbeat is due after 20 s, and the lease given up when 6 s are left: there is no time for much more than 30."""
-STILL_S = 30
+"""A heartbeat is due after 20 s, and the lease is lost when 6 s are left: little more than 30 s are possible."""
+STOPPED_S = 30
 
 _BLOCKS = """
 import signal, time
@@ -34,12 +34,12 @@ def block(number, frame):
 
 signal.signal(signal.SIGUSR1, block)
 """
-"""Python runs it at the start of the worker, and the handler between two steps of its main thread: the event loop
-stands still, as in a callback that blocks, and other threads go on. SIGSTOP stops all of them."""
+"""Python runs it at the start of the worker, and the handler between two steps of its main thread: the event loop is
+blocked, as by a callback, and other threads continue. SIGSTOP stops all of them."""
 
 
 @asynccontextmanager
-async def _standing_still(worker: Worker, what: str, marker: Path) -> AsyncIterator[None]:
+async def _stopped(worker: Worker, what: str, marker: Path) -> AsyncIterator[None]:
     if what == "loop":
         worker.signal(signal.SIGUSR1)
         await wait_until(marker.exists, what="the loop to be blocked")
@@ -50,7 +50,7 @@ async def _standing_still(worker: Worker, what: str, marker: Path) -> AsyncItera
     else:
         process = psutil.Process(worker.pid)
         worker.signal(signal.SIGSTOP)
-        await wait_until(lambda: process.status() == psutil.STATUS_STOPPED, what="the worker to stand still")
+        await wait_until(lambda: process.status() == psutil.STATUS_STOPPED, what="the worker to be stopped")
         try:
             yield
         finally:
@@ -60,7 +60,7 @@ async def _standing_still(worker: Worker, what: str, marker: Path) -> AsyncItera
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("what", ["loop", "process"])
-async def test_a_worker_that_stands_still_for_half_a_minute_loses_no_lease_and_tells_of_it(
+async def test_worker_stopped_for_half_a_minute_keeps_its_lease_and_logs_the_lag(
     *,
     open_site: OpenSite,
     open_proxy: OpenProxy,
@@ -73,7 +73,7 @@ async def test_a_worker_that_stands_still_for_half_a_minute_loses_no_lease_and_t
     marker = tmp_path / "blocked"
     (tmp_path / "sitecustomize.py").write_text(_BLOCKS.format(marker=str(marker)))
     site = await open_site(visibility_timeout_s=VISIBILITY_TIMEOUT_S)
-    clock = await open_site(visibility_timeout_s=STILL_S)
+    clock = await open_site(visibility_timeout_s=STOPPED_S)
     source = await open_proxy(site.services.servers.objects.url)
     worker = await start_worker(
         site,
@@ -88,18 +88,18 @@ async def test_a_worker_that_stands_still_for_half_a_minute_loses_no_lease_and_t
     await site.send(site.job("a.wav"))
     await source.holding.wait()
 
-    async with _standing_still(worker, what, marker):
-        signs_of_life = systemd.signs_of_life()
-        await clock.send("a message that nobody keeps")
-        await wait_until(lambda: has_come_back(clock, 1), what=f"{STILL_S} s to pass", timeout_s=2 * STILL_S)
-        assert systemd.signs_of_life() == signs_of_life
+    async with _stopped(worker, what, marker):
+        signals = systemd.signs_of_life()
+        await clock.send("a message that no worker receives")
+        await wait_until(lambda: has_come_back(clock, 1), what=f"{STOPPED_S} s to pass", timeout_s=2 * STOPPED_S)
+        assert systemd.signs_of_life() == signals
         assert await site.counts() == Counts(visible=0, in_flight=1)
 
     [lag] = await worker.wait_for("loop_lagged")
     [late] = await worker.wait_for("heartbeat_late")
-    assert metrics_of(lag)["LoopLag"] > STILL_S - 1
+    assert metrics_of(lag)["LoopLag"] > STOPPED_S - 1
     assert metrics_of(late)["HeartbeatLate"] > VISIBILITY_TIMEOUT_S / 10
-    await systemd.wait_for("WATCHDOG=1", count=signs_of_life + 2)
+    await systemd.wait_for("WATCHDOG=1", count=signals + 2)
     source.release()
     [done] = await worker.wait_for("job_succeeded")
     assert done["receive_count"] == 1

@@ -1,4 +1,4 @@
-"""Scenario F27: the wall clock jumps by an hour while a worker runs. Deadlines and heartbeats go by another clock."""
+"""Scenario F27: the wall clock jumps by an hour while a worker runs. Deadlines and heartbeats use another clock."""
 
 import signal
 import time
@@ -25,7 +25,7 @@ _HEARTBEAT_EVERY_S = _VISIBILITY_TIMEOUT_S / 3
 
 
 @pytest.mark.parametrize("jump_s", [HOUR_S, -HOUR_S])
-async def test_a_jump_in_mid_job_moves_no_heartbeat_and_no_deadline(
+async def test_clock_jump_in_mid_job_moves_no_heartbeat_and_no_deadline(
     open_site: OpenSite, hold_job: HoldJob, open_proxy: OpenProxy, clock: Clock, jump_s: int
 ) -> None:
     site = await open_site(visibility_timeout_s=_VISIBILITY_TIMEOUT_S)
@@ -39,7 +39,7 @@ async def test_a_jump_in_mid_job_moves_no_heartbeat_and_no_deadline(
     )
     held.worker.signal(signal.SIGTERM)
     await held.worker.wait_for("worker_draining")
-    # The last poll is over: what follows to the queue is heartbeats.
+    # The last poll is over: all further requests to the queue are heartbeats.
     queues.requests.clear()
     since_s = time.monotonic()
     clock.jump(jump_s)
@@ -59,7 +59,7 @@ async def test_a_jump_in_mid_job_moves_no_heartbeat_and_no_deadline(
 
 
 @pytest.mark.parametrize("wrong_by_s", [HOUR_S, -HOUR_S])
-async def test_a_worker_whose_clock_is_wrong_takes_no_work_until_it_is_right(
+async def test_worker_with_a_wrong_clock_receives_nothing_until_it_is_right(
     site: Site, start_worker: StartWorker, speech: Path, clock: Clock, wrong_by_s: int
 ) -> None:
     worker = await start_worker(site, **_SHORT_RETRIES, **clock.environment())
@@ -79,7 +79,7 @@ async def test_a_worker_whose_clock_is_wrong_takes_no_work_until_it_is_right(
 
 
 @pytest.mark.parametrize("wrong_by_s", [HOUR_S, -HOUR_S])
-async def test_while_sqs_refuses_a_wrong_clock_the_job_held_is_given_up_and_done_when_it_is_right(
+async def test_job_is_abandoned_while_sqs_refuses_a_wrong_clock_and_done_later(
     open_sqs: OpenSqs, open_site: OpenSite, hold_job: HoldJob, clock: Clock, wrong_by_s: int
 ) -> None:
     queues = await open_sqs()

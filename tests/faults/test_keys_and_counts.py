@@ -17,13 +17,13 @@ _LONGEST_PREFIX_BYTES = 900
 
 
 def _key_of(size_bytes: int, part: str, suffix: str) -> str:
-    """A key of exactly that size, in folders of whole characters."""
+    """A key of exactly that size, made of whole folder names."""
     room = size_bytes - len(suffix.encode())
-    parts, rest = divmod(room, len(part.encode()))
-    return part * parts + "x" * rest + suffix
+    parts, padding = divmod(room, len(part.encode()))
+    return part * parts + "x" * padding + suffix
 
 
-async def test_the_longest_keys_come_through_unchanged(site: Site, start_worker: StartWorker, speech: Path) -> None:
+async def test_longest_keys_are_processed_unchanged(site: Site, start_worker: StartWorker, speech: Path) -> None:
     longest = [_key_of(_LONGEST_KEY_BYTES, part, ".wav") for part in ("བོད་ སྐད+/", "a%2Fb é/", "e\u0301/")]
     as_prefix = _key_of(_LONGEST_PREFIX_BYTES, "ཀ་ཁ་/", ".wav")
     prefixes = {key: f"short/{number}" for number, key in enumerate(longest)} | {as_prefix: as_prefix}

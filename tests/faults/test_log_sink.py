@@ -1,4 +1,4 @@
-"""Scenario F37: nobody takes the log, or nobody can. The worker works on, and tells what is missing when it can."""
+"""Scenario F37: the log is not read, or cannot be written. The worker continues, and counts the lines that are lost."""
 
 import fcntl
 import os
@@ -19,12 +19,12 @@ from tests.support.visibility import has_come_back
 from tests.support.waiting import wait_until
 
 LONG = "x" * 2_000
-"""An unknown field of this name makes a log line of more than 1,000 characters; as many as 1 MiB of them may wait."""
+"""An unknown field of this name makes a log line of more than 1,000 characters; up to 1 MiB of lines may wait."""
 LONG_JOBS = 1_100
 
 
 class UnreadPipe:
-    """A pipe that a worker writes its log to; full from the start, and read when a test says so."""
+    """A pipe to which a worker writes its log: full from the start, and read only by `events`."""
 
     def __init__(self, path: Path) -> None:
         os.mkfifo(path)
@@ -36,7 +36,7 @@ class UnreadPipe:
             os.write(self.fd, b"\n")
 
     def events(self, name: str) -> list[Any]:
-        """Read what there is; the lines of one event among all that was read so far."""
+        """Read all waiting lines; return those of one event among all lines read so far."""
         while True:
             try:
                 self._text += os.read(self.fd, 1 << 16)
@@ -49,7 +49,7 @@ class UnreadPipe:
 
 @pytest.fixture
 def unread(tmp_path: Path) -> Iterator[UnreadPipe]:
-    """Where the first worker of this test writes its log."""
+    """The log of the first worker of this test."""
     pipe = UnreadPipe(tmp_path / "worker-1.log")
     yield pipe
     os.close(pipe.fd)
@@ -57,7 +57,7 @@ def unread(tmp_path: Path) -> Iterator[UnreadPipe]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-async def test_with_a_log_that_nobody_reads_jobs_are_done_and_heartbeats_sent_and_what_is_missing_is_told(
+async def test_unread_log_stops_no_job_and_no_heartbeat_and_counts_lost_lines(
     open_sqs: OpenSqs,
     open_site: OpenSite,
     start_worker: StartWorker,
@@ -82,30 +82,30 @@ async def test_with_a_log_that_nobody_reads_jobs_are_done_and_heartbeats_sent_an
     for _ in range(LONG_JOBS):
         await site.send(site.job("never", **{LONG: None}))
     await wait_until(lambda: _dead_letters(site, LONG_JOBS), what="all long jobs to be dead letters", timeout_s=300)
-    await clock.send("a message that nobody keeps")
+    await clock.send("a message that no worker receives")
     await wait_until(lambda: has_come_back(clock, 2), what="two visibility timeouts to pass")
     assert await site.counts() == Counts(visible=0, in_flight=1)
     source.release()
     await _done(site, 2)
 
-    await wait_until(lambda: unread.events("worker_started"), what="the lines that waited, the first")
-    await wait_until(lambda: unread.events("job_failed"), what="the lines that waited, others")
+    await wait_until(lambda: unread.events("worker_started"), what="the first waiting line")
+    await wait_until(lambda: unread.events("job_failed"), what="further waiting lines")
     await site.send(site.job("last.wav"))
     await _done(site, 3)
-    await wait_until(lambda: unread.events("log_lines_dropped"), what="the count of the lines that are missing")
+    await wait_until(lambda: unread.events("log_lines_dropped"), what="the count of lost lines")
     worker.signal(signal.SIGTERM)
     assert await worker.wait() == 0
     (stopped,) = unread.events("worker_stopped")
     assert (stopped["job_succeeded"], stopped["job_failed"]) == (3, LONG_JOBS)
-    told = unread.events("job_succeeded") + unread.events("job_failed")
+    logged = unread.events("job_succeeded") + unread.events("job_failed")
     assert len(unread.events("job_failed")) < LONG_JOBS
-    assert len(told) + sum(line["lines"] for line in unread.events("log_lines_dropped")) >= 3 + LONG_JOBS
-    assert {line["receive_count"] for line in told} == {1}
+    assert len(logged) + sum(line["lines"] for line in unread.events("log_lines_dropped")) >= 3 + LONG_JOBS
+    assert {line["receive_count"] for line in logged} == {1}
     for key in keys:
         await verified(site, key)
 
 
-async def test_with_a_log_that_nobody_reads_a_worker_stops_as_any_other(
+async def test_unread_log_does_not_delay_the_stop(
     site: Site, start_worker: StartWorker, speech: Path, unread: UnreadPipe
 ) -> None:
     await site.put_recordings([speech])
@@ -117,7 +117,7 @@ async def test_with_a_log_that_nobody_reads_a_worker_stops_as_any_other(
     assert unread.events("worker_stopped") == []
 
 
-async def test_with_a_full_disk_for_its_log_a_worker_does_its_jobs(
+async def test_full_disk_under_the_log_stops_no_job(
     site: Site, start_worker: StartWorker, speech: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "worker-1.log").symlink_to("/dev/full")
@@ -126,7 +126,7 @@ async def test_with_a_full_disk_for_its_log_a_worker_does_its_jobs(
     await site.send("not a job")
     worker = await start_worker(site)
     await _done(site, 1)
-    await wait_until(lambda: _dead_letters(site, 1), what="what is no job to be a dead letter")
+    await wait_until(lambda: _dead_letters(site, 1), what="the malformed message to be a dead letter")
     worker.signal(signal.SIGTERM)
     assert await worker.wait() == 0
     await verified(site, speech.name)

@@ -1,4 +1,4 @@
-"""Scenario F9: what an attempt without a manifest left behind is no result, and does no harm."""
+"""Scenario F9: an attempt that did not commit leaves orphans, which are no result and do no harm."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from tests.support.site import Site
 from tests.support.waiting import wait_until
 
 
-async def test_segments_without_a_manifest_are_done_again_and_orphans_stay_as_they_were(
+async def test_segments_without_a_manifest_are_redone_and_orphans_stay(
     site: Site, start_worker: StartWorker, speech: Path
 ) -> None:
     bucket = site.services.output_bucket
@@ -19,7 +19,7 @@ async def test_segments_without_a_manifest_are_done_again_and_orphans_stay_as_th
     first, *others = (await verified(site, "whole.wav"))["segments"]
     assert others
 
-    # The older attempt wrote the first segment as this one will, and two that this one will not name.
+    # An older attempt wrote the first segment with the same name, and others with names that this attempt does not use.
     older = {
         f"a.wav/{first['filename']}": await site.read(f"whole.wav/{first['filename']}"),
         "a.wav/segment_00001-00000000.flac": b"rounded otherwise by another CPU",

@@ -1,4 +1,4 @@
-"""F39: a line of 500 ms and 256 KB/s that loses a packet in a hundred, before one service after the other."""
+"""Scenario F39: a network of 500 ms and 256 KB/s that loses 1% of its packets, before each service."""
 
 import random
 from pathlib import Path
@@ -14,13 +14,13 @@ from tests.support.waiting import wait_until
 
 _LONG = "long.wav"
 _HELD_S = 12.0
-"""A job held for so long has had a heartbeat: they come every 10 s."""
+"""A job that lasts as long has a heartbeat: one is due every 10 s."""
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("service", ["minio", "s3", "sqs"])
-async def test_a_poor_line_makes_jobs_slow_and_nothing_else(
+async def test_slow_lossy_network_slows_jobs_and_fails_none(
     site: Site, start_worker: StartWorker, open_proxy: OpenProxy, speech: Path, five_minutes: Path, *, service: str
 ) -> None:
     servers = site.services.servers
@@ -31,7 +31,7 @@ async def test_a_poor_line_makes_jobs_slow_and_nothing_else(
         "s3": {"AWS_ENDPOINT_URL_S3": proxy.url},
         "sqs": {"AWS_ENDPOINT_URL_SQS": proxy.url},
     }
-    # Of 2.4 MB to download and 9 MB to upload, or held up on its way to a queue that hears of it late.
+    # This one has 2.4 MB to download and 9 MB to upload; the delay makes it long before a slow queue, too.
     site.gateway.fault("minio", "GetObject", delay(_HELD_S), where=lambda call: call.key == _LONG)
     worker = await start_worker(site, STT_FORMAT="wav", **addresses[service])
     keys = [_LONG, *(f"{number}.wav" for number in range(5))]

@@ -1,4 +1,4 @@
-"""Scenario F38: all workers are restarted one after the other while jobs flow, and one of them is ten times slower."""
+"""Scenario F38: workers are restarted one after the other while they have jobs; one is ten times slower."""
 
 import signal
 from pathlib import Path
@@ -13,12 +13,12 @@ from tests.support.waiting import wait_until
 
 _JOBS_A_PHASE = 40
 _SLOW_S = 0.1
-"""For each 32 KiB to and from the slow worker: a job of a fraction of a second takes several."""
+"""For each 32 KiB to and from the slow worker: its jobs take several seconds."""
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(400)
-async def test_a_rolling_restart_computes_nothing_twice_and_loses_nothing(
+async def test_rolling_restart_loses_no_job_and_repeats_almost_none(
     site: Site, start_worker: StartWorker, open_proxy: OpenProxy, speech: Path
 ) -> None:
     slow = await open_proxy(site.services.servers.objects.url)
@@ -31,7 +31,7 @@ async def test_a_rolling_restart_computes_nothing_twice_and_loses_nothing(
         return workers[-1]
 
     async def restart(old: Worker, **variables: str) -> None:
-        """While it is busy: as many of its jobs end as can, and a new one takes its place."""
+        """Stop a busy worker, and start another in its place."""
         ends = len(old.events("job_succeeded")) + 2
         await old.wait_for("job_succeeded", count=ends, timeout_s=100)
         old.signal(signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""Scenario F19: MinIO behind its CDN answers 403 to HEAD and 200 to GET, so nobody may ask it by HEAD."""
+"""Scenario F19: MinIO behind its CDN answers 403 to HEAD and 200 to GET, so no request uses HEAD."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ from tests.support.evidence.outputs import verified
 from tests.support.site import Site
 
 
-async def test_the_source_is_asked_by_get_alone_by_every_command_and_the_worker(
+async def test_commands_and_worker_read_the_source_by_get_only(
     site: Site, start_worker: StartWorker, speech: Path
 ) -> None:
     await site.put_recordings({"a/1.wav": speech, "a/2.wav": speech})
@@ -18,6 +18,6 @@ async def test_the_source_is_asked_by_get_alone_by_every_command_and_the_worker(
     assert await worker.wait() == 0
     for key in ("a/1.wav", "a/2.wav"):
         await verified(site, key)
-    asked = [call for call in site.history.calls if call.bucket == site.services.source_bucket]
-    assert {call.operation for call in asked} >= {"ListObjectsV2", "GetObject"}
-    assert {call.method for call in asked} == {"GET"}
+    calls = [call for call in site.history.calls if call.bucket == site.services.source_bucket]
+    assert {call.operation for call in calls} >= {"ListObjectsV2", "GetObject"}
+    assert {call.method for call in calls} == {"GET"}

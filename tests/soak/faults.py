@@ -1,4 +1,4 @@
-"""What befalls workers and their services in a soak: each a function that does it once, and waits until it is over."""
+"""The faults of a soak: each a function that causes one fault once, and waits until it is over."""
 
 import asyncio
 import random
@@ -16,12 +16,12 @@ from tests.support.faults.gateway import Fault
 from tests.support.site import Site
 
 SLOW_S = 6.0
-"""Long enough for a heartbeat or two."""
+"""Long enough for one or two heartbeats."""
 
 
 @dataclass(frozen=True)
 class Scene:
-    """Where faults happen."""
+    """What the faults act on."""
 
     site: Site
     fleet: Fleet
@@ -33,37 +33,37 @@ RandomFault = Callable[[Scene], Coroutine[Any, Any, None]]
 
 
 async def worker_killed(scene: Scene) -> None:
-    """SIGKILL to a worker, as when a host dies; another takes its place, on its disk or on a new one."""
-    with scene.fleet.someone(scene.rng) as instance:
+    """SIGKILL to a worker, as when a host fails; another replaces it, on its disk or on a new one."""
+    with scene.fleet.reserve(scene.rng) as instance:
         if instance is not None:
-            async with scene.fleet.away():
+            async with scene.fleet.downtime():
                 instance.worker.kill()
-                await scene.fleet.replace(instance, -signal.SIGKILL, in_its_place=scene.rng.random() < 0.5)
+                await scene.fleet.replace(instance, -signal.SIGKILL, same_disk=scene.rng.random() < 0.5)
 
 
 async def worker_stopped(scene: Scene) -> None:
     """SIGTERM, as by `systemctl restart`."""
-    with scene.fleet.someone(scene.rng) as instance:
+    with scene.fleet.reserve(scene.rng) as instance:
         if instance is not None:
-            async with scene.fleet.away():
+            async with scene.fleet.downtime():
                 instance.worker.signal(signal.SIGTERM)
-                await scene.fleet.replace(instance, 0, in_its_place=True)
+                await scene.fleet.replace(instance, 0, same_disk=True)
 
 
 async def instance_interrupted(scene: Scene) -> None:
     """A Spot interruption notice, of two minutes or of seconds."""
-    with scene.fleet.someone(scene.rng) as instance:
+    with scene.fleet.reserve(scene.rng) as instance:
         if instance is not None:
-            async with scene.fleet.away():
+            async with scene.fleet.downtime():
                 instance.imds.arm_spot(in_s=scene.rng.choice([21, 120]))
-                await scene.fleet.replace(instance, 0, in_its_place=False)
+                await scene.fleet.replace(instance, 0, same_disk=False)
 
 
 async def worker_frozen(scene: Scene) -> None:
     """SIGSTOP for less than the visibility timeout, or for longer: then others have its messages when it wakes."""
-    with scene.fleet.someone(scene.rng) as instance:
+    with scene.fleet.reserve(scene.rng) as instance:
         if instance is not None:
-            async with scene.fleet.away():
+            async with scene.fleet.downtime():
                 instance.worker.signal(signal.SIGSTOP)
                 await asyncio.sleep(scene.site.visibility_timeout_s * scene.rng.choice([0.3, 1.2]))
                 instance.worker.signal(signal.SIGCONT)
@@ -71,7 +71,7 @@ async def worker_frozen(scene: Scene) -> None:
 
 async def child_killed(scene: Scene) -> None:
     """SIGKILL to one pool child, busy or idle, as by the kernel when memory is short."""
-    with scene.fleet.someone(scene.rng) as instance:
+    with scene.fleet.reserve(scene.rng) as instance:
         if instance is not None:
             children = [
                 process
@@ -83,23 +83,23 @@ async def child_killed(scene: Scene) -> None:
 
 
 async def message_duplicated(scene: Scene) -> None:
-    """A job is in the queue twice: while it is being done, or after."""
+    """Send a job a second time, while it runs or after it."""
     await scene.site.send(scene.rng.choice(scene.jobs))
 
 
 async def source_slow_and_heartbeat_lost(scene: Scene) -> None:
-    """One download stands still for seconds, and the first heartbeat of its message is not heard of again."""
+    """One download stalls for seconds, and the answer to the first heartbeat of its message is lost."""
     with (
         scene.site.gateway.fault("minio", "GetObject", delay(SLOW_S), times=1) as slow,
         scene.site.gateway.fault("sqs", "ChangeMessageVisibilityBatch", lost_answer, times=1) as beat,
     ):
         await slow.has_struck()
         await beat.has_struck()
-        scene.fleet.held_up(SLOW_S)
+        scene.fleet.add_delay(SLOW_S)
 
 
 def calls_struck(service: Service, operation: str, fault: Fault, **options: Any) -> RandomFault:
-    """One call, or a few, are spoilt on their way. What is reset once, aiohttp repeats by itself."""
+    """Spoil one to three calls. aiohttp silently repeats a call that is reset once."""
 
     async def struck(scene: Scene) -> None:
         times = scene.rng.choice([1, 2, 3])
@@ -137,7 +137,7 @@ NETWORK: list[RandomFault] = [
     calls_struck("sqs", "ReceiveMessage", lost_answer),
     source_slow_and_heartbeat_lost,
 ]
-"""Faults of one call: the worker is not touched."""
+"""Faults of calls, without harm to a worker."""
 
 PROCESSES: list[RandomFault] = [
     worker_killed,
@@ -147,13 +147,13 @@ PROCESSES: list[RandomFault] = [
     child_killed,
     message_duplicated,
 ]
-"""Faults of a process, and what SQS does by itself."""
+"""Faults of a process, and duplicates of a message."""
 
 NETWORK_SHARE = 0.7
 
 
 def drawn(rng: random.Random) -> RandomFault:
-    """One of all faults; those of single calls are the most."""
+    """A random fault; most are faults of calls."""
     return rng.choice(NETWORK if rng.random() < NETWORK_SHARE else PROCESSES)
 
 

@@ -1,4 +1,4 @@
-"""A few workers, each replaced as soon as it has gone, as an Auto Scaling group does."""
+"""A few workers, each replaced when it ends, as in an Auto Scaling group."""
 
 import random
 import signal
@@ -29,14 +29,14 @@ class Instance:
 
 @dataclass(frozen=True)
 class Usage:
-    """What a worker's own process takes."""
+    """Resources of a worker's process, without its children."""
 
     open_files: int
     memory_bytes: int
 
 
 class Fleet:
-    """Workers at a site. The first is never touched: its open files and its memory are watched for all of the run."""
+    """Workers at a site. No fault harms the first one: its open files and memory are measured in the whole run."""
 
     def __init__(self, site: Site, start_worker: StartWorker, variables: dict[str, str]) -> None:
         self._site = site
@@ -45,8 +45,8 @@ class Fleet:
         self._stack = AsyncExitStack()
         self._instances: list[Instance] = []
         self._busy: set[Instance] = set()
-        self.away_s = 0.0
-        """Worker-seconds in which a worker was frozen, dying, gone, starting or, with a part of its slots, held up."""
+        self.downtime_s = 0.0
+        """Worker-seconds in which a worker was frozen, ending, missing or starting, or slots were delayed."""
         self.lost = 0
         """Workers that ended."""
 
@@ -62,20 +62,20 @@ class Fleet:
 
     async def start(self, size: int) -> None:
         """Start so many workers, and wait until each receives."""
-        self._instances = [await self._started() for _ in range(size)]
+        self._instances = [await self._start() for _ in range(size)]
         for instance in self._instances:
             await instance.worker.wait_for("worker_started")
 
     async def stop(self) -> None:
-        """End them in order."""
+        """Stop them by SIGTERM."""
         for instance in self._instances:
             instance.worker.signal(signal.SIGTERM)
         for instance in self._instances:
             assert await instance.worker.wait() == 0
 
     @contextmanager
-    def someone(self, rng: random.Random) -> Iterator[Instance | None]:
-        """An instance that no other fault has in hand meanwhile; None if there is none."""
+    def reserve(self, rng: random.Random) -> Iterator[Instance | None]:
+        """Reserve an instance for one fault; None if all are reserved."""
         free = [each for each in self._instances[1:] if each not in self._busy]
         if not free:
             yield None
@@ -88,31 +88,31 @@ class Fleet:
             self._busy.discard(instance)
 
     @asynccontextmanager
-    async def away(self) -> AsyncIterator[None]:
-        """Count the time of the block as lost for one worker."""
+    async def downtime(self) -> AsyncIterator[None]:
+        """Count the time of the block as downtime of one worker."""
         began_s = time.monotonic()
         yield
-        self.away_s += time.monotonic() - began_s
+        self.downtime_s += time.monotonic() - began_s
 
-    def held_up(self, seconds: float) -> None:
-        """Count the time for which a fault held one job up as lost for a worker's slot."""
-        self.away_s += seconds / SLOTS
+    def add_delay(self, seconds: float) -> None:
+        """Count the delay of one job as downtime of one slot."""
+        self.downtime_s += seconds / SLOTS
 
-    async def replace(self, gone: Instance, status: int, *, in_its_place: bool) -> None:
-        """Wait for the end of a worker, with this status, and start another: on its disk, or on a new one."""
+    async def replace(self, gone: Instance, status: int, *, same_disk: bool) -> None:
+        """Wait until a worker ends with this status, and start another on the same disk or on a new one."""
         assert await gone.worker.wait() == status
         self.lost += 1
-        heir = await self._started(scratch=gone.worker.scratch if in_its_place else None)
-        await heir.worker.wait_for("worker_started")
-        # Only now can the next fault befall it.
-        self._instances[self._instances.index(gone)] = heir
+        replacement = await self._start(scratch=gone.worker.scratch if same_disk else None)
+        await replacement.worker.wait_for("worker_started")
+        # From here on, faults may choose it.
+        self._instances[self._instances.index(gone)] = replacement
 
     def usage(self) -> Usage:
-        """Of the worker that is never touched."""
+        """The usage of the first worker."""
         process = psutil.Process(self._instances[0].worker.pid)
         return Usage(open_files=process.num_fds(), memory_bytes=process.memory_full_info().uss)
 
-    async def _started(self, scratch: Path | None = None) -> Instance:
+    async def _start(self, scratch: Path | None = None) -> Instance:
         imds = FakeImds()
         await imds.open()
         self._stack.push_async_callback(imds.close)

@@ -1,6 +1,6 @@
-"""Many small jobs: what they are made of, and how their results are counted as they come.
+"""Many small jobs, and the count of their results.
 
-The source answers as slowly as the real one, so that the link and not these cores bounds the throughput.
+The source answers as slowly as the real one, so that the network and not the local CPU limits the throughput.
 """
 
 import io
@@ -22,7 +22,7 @@ RECORDING_S = (1.5, 6.0)
 
 
 class Commits:
-    """The manifests that were written, counted as they come."""
+    """Counts the manifests that are written."""
 
     def __init__(self, gateway: Gateway) -> None:
         self._calls = gateway.history.calls
@@ -31,7 +31,7 @@ class Commits:
         self.by_key: Counter[str] = Counter()
 
     def count(self) -> int:
-        """How many recordings have one by now."""
+        """Return how many recordings have a manifest."""
         self._open += [c for c in self._calls[self._seen :] if c.operation == "PutObject" and c.is_of_manifest]
         self._seen = len(self._calls)
         self.by_key.update(call.key for call in self._open if call.served)
@@ -39,13 +39,13 @@ class Commits:
         return len(self.by_key)
 
 
-async def reached(commits: Commits, count: int) -> None:
-    """Wait until so many recordings are done."""
+async def wait_for_commits(commits: Commits, count: int) -> None:
+    """Wait until so many recordings have a manifest."""
     await wait_until(lambda: commits.count() >= count, what=f"{count} recordings to be done", timeout_s=600)
 
 
-def cuttings(speech: Path, rng: random.Random) -> list[bytes]:
-    """A few cuttings out of a recording, in seconds of speech."""
+def excerpts(speech: Path, rng: random.Random) -> list[bytes]:
+    """Return a few short excerpts of a recording."""
     samples, rate_hz = soundfile.read(speech, dtype="int16")
     files = []
     for _ in range(8):

@@ -1,4 +1,4 @@
-"""Scenario F5, measured: what a recording that kills every process that splits it costs the others."""
+"""Scenario F5, measured: the cost for other jobs of a recording that kills each child that splits it."""
 
 import asyncio
 import os
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.soak.jobs import SOURCE_LATENCY_S, Commits, cuttings, reached
+from tests.soak.jobs import SOURCE_LATENCY_S, Commits, excerpts, wait_for_commits
 from tests.support.children import kill_whatever_splits
 from tests.support.commands import StartWorker
 from tests.support.faults.calls import delay
@@ -25,7 +25,7 @@ _WORKER = {"STT_PROCESSES": "2", "STT_SLOTS": "4", "STT_DOWNLOADS": "4"}
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-async def test_a_recording_that_kills_its_process_costs_the_others_little(
+async def test_recording_that_kills_its_child_costs_the_others_little(
     open_sqs: OpenSqs, open_site: OpenSite, start_worker: StartWorker, speech: Path, five_minutes: Path
 ) -> None:
     async def site() -> Site:
@@ -33,16 +33,16 @@ async def test_a_recording_that_kills_its_process_costs_the_others_little(
 
     calm = await _jobs_s(await site(), start_worker, speech, poison=None)
     rough = await _jobs_s(await site(), start_worker, speech, poison=five_minutes)
-    print(  # noqa: T201 - a figure to read, shown with -s
-        f"\n{JOBS} jobs: {calm:.2f} jobs/s; with one that kills its process {MAX_RECEIVES} times beside them: "
-        f"{rough:.2f} jobs/s, {rough / calm:.2f} of it"
+    print(  # noqa: T201 - the result, shown with -s
+        f"\n{JOBS} jobs: {calm:.2f} jobs/s; beside a recording that kills {MAX_RECEIVES} children: "
+        f"{rough:.2f} jobs/s, {rough / calm:.2f} of that rate"
     )
 
 
 async def _jobs_s(site: Site, start_worker: StartWorker, speech: Path, *, poison: Path | None) -> float:
-    """Return how many jobs of the others a worker does in a second."""
-    rng = random.Random(5)  # noqa: S311 - chooses recordings, the same each time; no secret
-    recordings = cuttings(speech, rng)
+    """Return the rate at which a worker does the other jobs, per second."""
+    rng = random.Random(5)  # noqa: S311 - no secret
+    recordings = excerpts(speech, rng)
     keys = [f"{number:05d}.wav" for number in range(JOBS)]
     await site.set_max_receives(MAX_RECEIVES)
     await site.put_recordings({key: rng.choice(recordings) for key in keys})
@@ -58,7 +58,7 @@ async def _jobs_s(site: Site, start_worker: StartWorker, speech: Path, *, poison
         began_s = time.monotonic()
         for key in keys:
             await site.send(site.job(key))
-        await reached(Commits(site.gateway), JOBS)
+        await wait_for_commits(Commits(site.gateway), JOBS)
         elapsed_s = time.monotonic() - began_s
         await wait_until(site.is_drained, what="all messages to be deleted", timeout_s=120)
         assert {line["receive_count"] for line in worker.events("job_succeeded")} == {1}
