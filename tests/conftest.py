@@ -1,11 +1,11 @@
-"""For all tests: the fixtures of tests/support, and no network: unit tests open no socket, others stay on loopback."""
+"""The fixtures of tests/support for all tests. Unit tests open no socket; other tests connect to loopback only."""
 
 from pathlib import Path
 
 import pytest
 from pytest_socket import disable_socket, socket_allow_hosts
 
-# Each after those that it imports: pytest rewrites the asserts of a plugin before its first import.
+# A plugin comes after those that it imports: pytest rewrites the asserts of a module before its first import.
 pytest_plugins = [
     "tests.support.recordings",
     "tests.support.evidence.leftovers",
@@ -29,7 +29,7 @@ _UNIT = Path(__file__).parent / "unit"
 
 @pytest.fixture(autouse=True)
 def _no_network(request: pytest.FixtureRequest) -> None:
-    # pytest-socket lifts both after each test. Unix sockets stay: an event loop and a forkserver cannot be without.
+    # pytest-socket lifts both after each test. An event loop and a fork server need Unix sockets.
     if request.path.is_relative_to(_UNIT):
         disable_socket(allow_unix_socket=True)
     else:

@@ -7,7 +7,7 @@ from typing import Any
 import orjson
 import pytest
 
-from tests.support.children import kill_whatever_splits
+from tests.support.children import kill_splitting_children
 from tests.support.commands import StartWorker
 from tests.support.evidence.outputs import verified
 from tests.support.site import Counts, Site
@@ -25,7 +25,7 @@ async def test_job_that_always_kills_its_child_becomes_a_dead_letter(
     await site.set_max_receives(_MAX_RECEIVES)
     await site.put_recordings({_POISON: five_minutes} | dict.fromkeys(_OTHERS, speech))
     worker = await start_worker(site, STT_PROCESSES="2")
-    killer = asyncio.create_task(kill_whatever_splits(worker, source_bytes=five_minutes.stat().st_size))
+    killer = asyncio.create_task(kill_splitting_children(worker, source_bytes=five_minutes.stat().st_size))
     await worker.wait_for("worker_started")
     first, *later = _OTHERS
     for key in (first, _POISON):

@@ -177,12 +177,12 @@ async def test_name_that_stops_resolving_stops_receiving_and_costs_no_job(
 
     @asynccontextmanager
     async def outage() -> AsyncIterator[None]:
-        names.forget()
+        names.remove()
         await proxy.refuse()  # a resolved address serves for some seconds more, as does a connection
         yield
         await wait_until(names.failed_lookups, what="a probe to look the name up", timeout_s=60)
         await proxy.accept()
-        names.remember()
+        names.restore()
 
     jobs = await _prepare(site, "name", speech)
     address = proxy.endpoint.replace("127.0.0.1", NAME)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.soak.jobs import SOURCE_LATENCY_S, Commits, excerpts, wait_for_commits
-from tests.support.children import kill_whatever_splits
+from tests.support.children import kill_splitting_children
 from tests.support.commands import StartWorker
 from tests.support.faults.calls import delay
 from tests.support.site import OpenSite, Site
@@ -52,7 +52,7 @@ async def _jobs_s(site: Site, start_worker: StartWorker, speech: Path, *, poison
     async with AsyncExitStack() as stack:
         if poison is not None:
             await site.put_recordings({POISON: poison})
-            killing = asyncio.create_task(kill_whatever_splits(worker, source_bytes=poison.stat().st_size))
+            killing = asyncio.create_task(kill_splitting_children(worker, source_bytes=poison.stat().st_size))
             stack.callback(killing.cancel)
             await site.send(site.job(POISON))
         began_s = time.monotonic()

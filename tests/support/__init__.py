@@ -1,1 +1,1 @@
-"""What tests lean on: services on loopback, worker processes, recordings, waiting, and a look at what is left."""
+"""Shared by the tests: services on loopback, worker processes, recordings, faults, fakes and evidence."""

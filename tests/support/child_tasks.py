@@ -1,4 +1,4 @@
-"""What tests let a pool child do instead of splitting."""
+"""Functions that a child runs in tests instead of a split."""
 
 import os
 import signal
@@ -15,7 +15,7 @@ _leaked: list[object] = []
 
 
 def eat_memory() -> None:
-    """Want 3 GiB."""
+    """Allocate 3 GiB."""
     np.ones(3 * GIB, np.uint8)
 
 
@@ -33,7 +33,7 @@ def whoami() -> int:
 
 
 def leak() -> int:
-    """Keep some memory for ever; return who did."""
+    """Keep some memory for ever; return the pid."""
     _leaked.append(np.ones(LEAK_BYTES, np.uint8))
     return os.getpid()
 
@@ -48,13 +48,13 @@ def die(signum: int) -> None:
 
 
 def die_while_answering(after_s: float) -> bytes:
-    """Answer at such length that the alarm, whose default action is the end of the process, comes meanwhile."""
+    """Return so many bytes that the alarm, which ends the process, interrupts the answer."""
     long = bytes(LONG_ANSWER_BYTES)
     signal.setitimer(signal.ITIMER_REAL, after_s)
     return long
 
 
 def take(seconds: float) -> int:
-    """Work for so long; return who did."""
+    """Work for so long; return the pid."""
     time.sleep(seconds)
     return os.getpid()

@@ -1,4 +1,4 @@
-"""The commands of stt-async as processes: some run to their end, workers are started, watched, signalled."""
+"""The commands of stt-async as processes: `run_command` waits for the end, `start_worker` returns a running worker."""
 
 import asyncio
 import itertools
@@ -19,39 +19,37 @@ from stt_async.local.process import ChildProcess, plain_environment
 from tests.support.evidence.history import Life
 from tests.support.recordings import ROOT
 from tests.support.site import OpenSite, Site
-from tests.support.waiting import wait_until
+from tests.support.waiting import TIMEOUT_S, wait_until
 
-_LOOK_INTERVAL_S = 0.1
-_TIDY_WITHIN_S = 5.0
+_CHECK_INTERVAL_S = 0.1
+_CLOSE_TIMEOUT_S = 5.0
 _NOT_REGULAR = ("/dev/", "/memfd:", "/proc/", "/sys/")
 
 _SECRETS = ("STT_MINIO_SECRET_KEY", "AWS_SECRET_ACCESS_KEY")
-_SECRET_CHARACTERS = 16
-"""A shorter one was made up by a test, and may be a word of its message."""
 
 SENDER = "AWS_SDK_UA_APP_ID"
-"""botocore tells its value in each User-Agent: so the history knows who made a call."""
+"""botocore sends its value in each User-Agent, which names the sender of a call in the history."""
 
 
 @dataclass(frozen=True)
 class Finished:
-    """A command that has run to its end."""
+    """A command that has ended."""
 
     returncode: int
     stdout: str
     stderr: str
 
     def lines(self) -> list[Any]:
-        """The JSON objects of its output, one a line."""
+        """The JSON objects of its output, one per line."""
         return _objects(self.stdout)
 
 
 async def run_command(
-    *arguments: str, environment: dict[str, str], typed: str = "", timeout_s: float = 60.0
+    *arguments: str, environment: dict[str, str], typed: str = "", timeout_s: float = TIMEOUT_S
 ) -> Finished:
-    """Run `stt-async ARGUMENTS` to its end with this environment (and the few variables any process needs).
+    """Run `stt-async ARGUMENTS` to its end with this environment and the few variables that any process needs.
 
-    `typed` is what it is answered, if it asks.
+    `typed` is its standard input.
     """
     process = await asyncio.create_subprocess_exec(
         *command(*arguments),
@@ -69,15 +67,15 @@ async def run_command(
             process.kill()
             await process.wait()
     finished = Finished(process.returncode or 0, stdout.decode(), stderr.decode())
-    told = [
+    printed = [
         name for name in _SECRETS if (secret := environment.get(name)) and secret in finished.stdout + finished.stderr
     ]
-    assert not told, f"I7 broken: {arguments[0]} tells {told}"
+    assert not printed, f"I7 broken: {arguments[0]} prints {printed}"
     return finished
 
 
 class Worker:
-    """A worker process: its pid, its log lines, its signals, its scratch folder; `life` is what the history knows."""
+    """A worker process: its pid, log lines, signals and scratch folder. `life` is its record in the history."""
 
     def __init__(self, life: Life, process: ChildProcess) -> None:
         self.life = life
@@ -85,7 +83,7 @@ class Worker:
 
     @property
     def name(self) -> str:
-        """Of the sender of its calls, in the history."""
+        """The sender of its calls in the history."""
         return self.life.name
 
     @property
@@ -101,11 +99,11 @@ class Worker:
         self.process.signal(signum)
 
     def kill(self) -> None:
-        """SIGKILL to the worker alone, as the kernel's OOM killer would."""
+        """Send SIGKILL to the worker but not to its children, as the kernel's OOM killer does."""
         self.signal(signal.SIGKILL)
 
-    async def wait(self, *, timeout_s: float = 60.0) -> int:
-        """Wait for its end; the exit status."""
+    async def wait(self, *, timeout_s: float = TIMEOUT_S) -> int:
+        """Wait until it ends; return the exit status."""
         try:
             async with asyncio.timeout(timeout_s):
                 return await self.process.wait()
@@ -115,15 +113,15 @@ class Worker:
             ) from None
 
     def lines(self) -> list[Any]:
-        """Its log so far: the JSON objects; none, if a test has put a pipe or a device in the place of the file."""
+        """The JSON objects of its log so far; none if a test has replaced the file by a pipe or a device."""
         return _objects(self.process.log.read_text()) if self.process.log.is_file() else []
 
     def events(self, name: str) -> list[Any]:
         """Its log lines of one event."""
         return [line for line in self.lines() if line.get("event") == name]
 
-    async def wait_for(self, name: str, *, count: int = 1, timeout_s: float = 60.0) -> list[Any]:
-        """Wait until it has logged an event that often; those lines."""
+    async def wait_for(self, name: str, *, count: int = 1, timeout_s: float = TIMEOUT_S) -> list[Any]:
+        """Wait until it has logged an event so often; return those lines."""
 
         def logged() -> list[Any] | None:
             events = self.events(name)
@@ -138,7 +136,7 @@ class Worker:
         return found or []
 
     def is_all_gone(self) -> bool:
-        """Whether it and all of its pool processes have ended."""
+        """Whether it and all its children have ended."""
         return not self.process.group()
 
     def open_files(self) -> frozenset[str]:
@@ -151,7 +149,7 @@ class Worker:
         return frozenset(file for file in found if file.startswith("/") and not file.startswith(_NOT_REGULAR))
 
     def peak_memory_bytes(self) -> int | None:
-        """The most that it had in memory at any time, without its pool; None once it has ended."""
+        """Its peak memory, without its children; None once it has ended."""
         with suppress(FileNotFoundError):
             status = Path(f"/proc/{self.pid}/status").read_text()
             if found := re.search(r"^VmHWM:\s+(\d+) kB$", status, re.MULTILINE):
@@ -166,10 +164,10 @@ StartWorker = Callable[..., Awaitable[Worker]]
 async def start_worker(tmp_path: Path, open_site: OpenSite) -> AsyncIterator[StartWorker]:
     """A function that starts a worker: `await start_worker(site, "--once", STT_PROCESSES="2")`.
 
-    Options are those of the command, variables go over those of the site. `scratch` is a folder of its own unless
-    given (as after a restart). On the way out each is stopped; pool processes that outlive their worker fail the test.
+    Options are those of the command; variables override those of the site. `scratch` is a new folder unless given, as
+    after a restart. At the end of the test each worker is stopped; a child that outlives its worker fails the test.
     """
-    del open_site  # only needed to end after the workers do
+    del open_site  # requested so that sites close after the workers end
     numbers = itertools.count(1)
     workers: list[tuple[Site, Worker]] = []
     async with asyncio.TaskGroup() as watching, AsyncExitStack() as stack:
@@ -194,56 +192,58 @@ async def start_worker(tmp_path: Path, open_site: OpenSite) -> AsyncIterator[Sta
 
         yield started
         for site, worker in workers:
-            await _look_at_idle(site, worker)
+            await _record_idle(site, worker)
         for _, worker in workers:
             if worker.process.returncode is None:
                 worker.signal(signal.SIGTERM)
         for _, worker in workers:
             await worker.wait()
-            await wait_until(worker.is_all_gone, what=f"the pool processes of worker {worker.pid} to end")
-        _look_at_scratch([worker.life for _, worker in workers])
+            await wait_until(worker.is_all_gone, what=f"the children of worker {worker.pid} to end")
+        _record_scratch([worker.life for _, worker in workers])
 
 
 async def _watch(worker: Worker) -> None:
-    """Note what a worker has open when it begins to work, and its end."""
+    """Record the open files of a worker before its first receive, and its end."""
     ended = asyncio.create_task(worker.process.wait())
     while not ended.done() and not worker.events("worker_started"):
-        await asyncio.wait({ended}, timeout=_LOOK_INTERVAL_S)
+        await asyncio.wait({ended}, timeout=_CHECK_INTERVAL_S)
     worker.life.open_at_start = worker.open_files()
     worker.life.returncode = await ended
     worker.life.ended_s = time.monotonic()
 
 
-async def _look_at_idle(site: Site, worker: Worker) -> None:
-    """Note what a worker has open when it holds nothing, if it lives and does; and how much memory it ever took."""
+async def _record_idle(site: Site, worker: Worker) -> None:
+    """Record the peak memory of a worker and, if it holds no message, its open files."""
     life = worker.life
     life.peak_memory_bytes = worker.peak_memory_bytes()
     if worker.process.returncode is not None or not worker.events("worker_started") or not site.is_idle(life.name):
         return
-    with suppress(AssertionError):  # what is still open then is for the invariants to tell
+    with suppress(AssertionError):  # the invariants report files that stay open
         await wait_until(
-            lambda: worker.open_files() <= life.open_at_start, what="its files to be closed", timeout_s=_TIDY_WITHIN_S
+            lambda: worker.open_files() <= life.open_at_start,
+            what="the worker's files to be closed",
+            timeout_s=_CLOSE_TIMEOUT_S,
         )
     still_open = worker.open_files()
     if site.is_idle(life.name):
         life.open_when_idle = still_open
 
 
-def _look_at_scratch(lives: Sequence[Life]) -> None:
-    """Note what those that ended in order left in their scratch folders; who shared one with a killed one is free."""
-    of_killed = {life.scratch for life in lives if not life.ended_in_order}
+def _record_scratch(lives: Sequence[Life]) -> None:
+    """Record the files that workers left in scratch, except in folders that a killed worker used."""
+    used_by_killed = {life.scratch for life in lives if not life.exited}
     for life in lives:
-        if life.scratch not in of_killed:
+        if life.scratch not in used_by_killed:
             life.left += [str(file) for file in sorted(life.scratch.iterdir())]
 
 
 def command(*arguments: str) -> list[str]:
-    """`stt-async ARGUMENTS`, as a program and its arguments."""
+    """Return `stt-async ARGUMENTS` as a program and its arguments."""
     return [sys.executable, "-m", "stt_async", *arguments]
 
 
 def _objects(text: str) -> list[Any]:
-    """The lines that are JSON objects; others (a traceback, a line half written) are left out."""
+    """Parse the lines that are JSON objects; skip others, such as a traceback or an incomplete line."""
     found = []
     for line in text.splitlines():
         try:

@@ -1,4 +1,4 @@
-"""Recordings to test on: what the project ships, and the shared collection of real ones where it is at hand."""
+"""Recordings for tests: the shipped samples, longer ones made of them, and real ones where they are available."""
 
 import os
 from pathlib import Path
@@ -24,41 +24,41 @@ def dev_data() -> Path:
 
 @pytest.fixture(scope="session")
 def samples() -> list[Path]:
-    """All that the project ships, in order of their names; one of them is not a recording."""
+    """All shipped samples, sorted by name; one of them is not a recording."""
     files = sorted(file for file in _SAMPLES.rglob("*") if file.suffix in _AUDIO)
     if not files:
-        pytest.skip(f"no recordings in {_SAMPLES}: they are made by the script beside it")
+        pytest.skip(f"no recordings in {_SAMPLES}: the script beside it makes them")
     return files
 
 
 @pytest.fixture(scope="session")
 def speech(samples: list[Path]) -> Path:
-    """One short recording of speech, with a few segments in it."""
+    """One short recording of speech, of a few segments."""
     (recording,) = (file for file in samples if file.name == "telephone.wav")
     return recording
 
 
 @pytest.fixture(scope="session")
 def five_minutes(speech: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Speech for some five minutes: 2.4 MB to download, 9 MB of WAV segments."""
+    """Five minutes of speech: 2.4 MB to download, 9 MB of WAV segments."""
     return _joined(speech, tmp_path_factory.mktemp("recordings") / "five-minutes.wav", times=14)
 
 
 @pytest.fixture(scope="session")
 def a_quarter(speech: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Speech for a quarter of an hour: to split it takes a second."""
+    """A quarter of an hour of speech: a split takes a second."""
     return _joined(speech, tmp_path_factory.mktemp("recordings") / "a-quarter.wav", times=42)
 
 
 @pytest.fixture(scope="session")
 def an_hour(speech: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Speech for an hour: to split it takes seconds."""
+    """An hour of speech: a split takes seconds."""
     return _joined(speech, tmp_path_factory.mktemp("recordings") / "an-hour.wav", times=170)
 
 
 @pytest.fixture(scope="session")
 def three_hours(speech: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Speech for 3.4 hours, as the longest recordings of the corpus: 98 MB."""
+    """3.4 hours of speech, as in the longest recordings of the corpus: 98 MB."""
     return _joined(speech, tmp_path_factory.mktemp("recordings") / "three-hours.wav", times=580)
 
 

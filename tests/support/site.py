@@ -1,4 +1,4 @@
-"""The world outside of one test: fresh buckets and queues on servers that the whole session shares."""
+"""The services of one test: new buckets and queues on servers that the whole session shares."""
 
 import asyncio
 import time
@@ -28,13 +28,13 @@ if TYPE_CHECKING:
     from types_aiobotocore_sqs import SQSClient
 
 VISIBILITY_TIMEOUT_S = 30
-_READS_AT_ONCE = 8
-"""Of a thousand segments: who waits for a connection for too long, gives up."""
+_PARALLEL_READS = 8
+"""With a thousand segments, reads that wait too long for a connection fail."""
 
 
 @dataclass(frozen=True)
 class Counts:
-    """What a queue says of itself."""
+    """Approximate numbers of a queue's messages."""
 
     visible: int
     in_flight: int
@@ -42,9 +42,9 @@ class Counts:
 
 @dataclass(frozen=True)
 class Site:
-    """Buckets and queues of one test, with clients of the owner (who may do everything) to fill and inspect them.
+    """Buckets and queues of one test, with clients of the owner, who may do everything, to fill and inspect them.
 
-    The clients go to the servers directly; whoever goes by `services` or `environment()` passes the gateway.
+    The clients connect to the servers; the addresses in `services` and `environment()` lead through the gateway.
     """
 
     services: LocalServices
@@ -55,18 +55,18 @@ class Site:
 
     @property
     def history(self) -> History:
-        """What passed the gateway."""
+        """All calls through the gateway."""
         return self.gateway.history
 
     def environment(self) -> dict[str, str]:
-        """What a worker or enqueue needs; with short waits, so that an empty queue is soon known to be empty."""
+        """The variables of a worker or enqueue, with polls of a second."""
         return self.services.environment() | {
             "STT_VISIBILITY_TIMEOUT_S": str(self.visibility_timeout_s),
             "STT_WAIT_TIME_S": "1",
         }
 
     async def put_recordings(self, recordings: Mapping[str, Path | bytes] | Sequence[Path]) -> list[str]:
-        """Put recordings into the source bucket: by key, or files under their own names; return the keys."""
+        """Put recordings into the source bucket, by key or under their file names; return the keys."""
         by_key = recordings if isinstance(recordings, Mapping) else {file.name: file for file in recordings}
         for key, recording in by_key.items():
             body = recording.read_bytes() if isinstance(recording, Path) else recording
@@ -86,18 +86,18 @@ class Site:
         return await found["Body"].read()
 
     async def manifests(self) -> dict[str, Any]:
-        """All metadata.json of the output bucket, parsed, by the prefix they commit."""
+        """All manifests of the output bucket, parsed, by prefix."""
         name = "/metadata.json"
         keys = [key for key in await self.objects() if key.endswith(name)]
         return {key.removesuffix(name): orjson.loads(await self.read(key)) for key in keys}
 
     async def open_uploads(self) -> list[str]:
-        """Keys of the multipart uploads that were neither completed nor aborted."""
+        """Keys of multipart uploads that are neither completed nor aborted."""
         listed = await self.s3.list_multipart_uploads(Bucket=self.services.output_bucket)
         return [upload["Key"] for upload in listed.get("Uploads", [])]
 
     def job(self, key: str, **fields: Any) -> dict[str, Any]:
-        """A job for a recording of the source bucket, in the flat form; `fields` go over its own."""
+        """A job for a recording of the source bucket, in the flat form; `fields` override its fields."""
         return {
             "job_id": f"job-{key}",
             "source_type": "minio",
@@ -109,17 +109,17 @@ class Site:
         }
 
     async def send(self, job: Mapping[str, Any] | str) -> None:
-        """Send a job to the split queue, or a body that is none."""
+        """Send a job, or any other body, to the split queue."""
         body = job if isinstance(job, str) else orjson.dumps(job).decode()
         sent = await self.sqs.send_message(QueueUrl=self.services.queues.url, MessageBody=body)
         self.history.sent[sent["MessageId"]] = body
 
     async def counts(self) -> Counts:
-        """What the split queue holds."""
+        """The counts of the split queue."""
         return await self._counts(self.services.queues.url)
 
     async def dead_letter_counts(self) -> Counts:
-        """What the dead-letter queue holds."""
+        """The counts of the dead-letter queue."""
         return await self._counts(self.services.queues.dead_letter_url)
 
     async def wait_for_polls(self) -> None:
@@ -134,24 +134,24 @@ class Site:
         )
 
     async def set_max_receives(self, count: int) -> None:
-        """Let a message be received that often, not the usual 5 times: the wait between two attempts doubles."""
+        """Set `maxReceiveCount`, which is else 5: the delay doubles with each attempt."""
         url = self.services.queues.url
-        said = await self.sqs.get_queue_attributes(QueueUrl=url, AttributeNames=["RedrivePolicy"])
-        policy = orjson.loads(said["Attributes"]["RedrivePolicy"]) | {"maxReceiveCount": count}
+        answer = await self.sqs.get_queue_attributes(QueueUrl=url, AttributeNames=["RedrivePolicy"])
+        policy = orjson.loads(answer["Attributes"]["RedrivePolicy"]) | {"maxReceiveCount": count}
         await self.sqs.set_queue_attributes(QueueUrl=url, Attributes={"RedrivePolicy": orjson.dumps(policy).decode()})
 
     async def is_drained(self) -> bool:
-        """Whether the split queue holds nothing, neither waiting nor in flight."""
+        """Whether the split queue has no message, visible or in flight."""
         return await self.counts() == Counts(visible=0, in_flight=0)
 
     async def take_dead_letters(self) -> list[Letter]:
-        """Take everything out of the dead-letter queue."""
+        """Receive and delete all messages of the dead-letter queue."""
         letters = await self._take_all(self.services.queues.dead_letter_url)
         self.history.dead_letters += letters
         return letters
 
     async def take_messages(self) -> list[Letter]:
-        """Take everything that waits in the split queue."""
+        """Receive and delete all visible messages of the split queue."""
         letters = await self._take_all(self.services.queues.url)
         self.history.taken |= {letter.message_id for letter in letters}
         return letters
@@ -163,7 +163,7 @@ class Site:
         return not any(each.holder == worker and each.is_open(time.monotonic()) for each in ledger.deliveries)
 
     async def evidence(self) -> Evidence:
-        """What is held against the invariants; the dead letters are taken for it."""
+        """The evidence for the invariants; takes the dead letters."""
         await self.take_dead_letters()
         counts = await self.counts()
         servers, queues = self.services.servers, self.services.queues
@@ -184,7 +184,7 @@ class Site:
         )
 
     async def _read_all(self, keys: Sequence[str]) -> dict[str, bytes]:
-        free = asyncio.Semaphore(_READS_AT_ONCE)
+        free = asyncio.Semaphore(_PARALLEL_READS)
 
         async def read(key: str) -> bytes:
             async with free:
@@ -193,11 +193,11 @@ class Site:
         return dict(zip(keys, await asyncio.gather(*map(read, keys)), strict=True))
 
     async def _counts(self, url: str) -> Counts:
-        said = await self.sqs.get_queue_attributes(
+        answer = await self.sqs.get_queue_attributes(
             QueueUrl=url,
             AttributeNames=["ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible"],
         )
-        numbers = said["Attributes"]
+        numbers = answer["Attributes"]
         return Counts(
             visible=int(numbers["ApproximateNumberOfMessages"]),
             in_flight=int(numbers["ApproximateNumberOfMessagesNotVisible"]),
@@ -236,7 +236,7 @@ OpenSite = Callable[..., Awaitable[Site]]
 async def servers(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[LocalServers]:
     """One S3 server and one SQS emulator for the whole session.
 
-    They live on the loop of the session, tests on loops of their own: what is handed over is addresses and keys.
+    They run on the loop of the session, and tests on other loops: tests use their addresses and keys only.
     """
     async with local_servers(tmp_path_factory.mktemp("servers"), readable=["source-*"]) as running:
         yield running
@@ -244,9 +244,9 @@ async def servers(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Loc
 
 @pytest_asyncio.fixture
 async def open_site(servers: LocalServers) -> AsyncIterator[OpenSite]:
-    """A function that opens a site of the test's own: `await open_site(visibility_timeout_s=3)`.
+    """A function that opens a site for the test: `await open_site(visibility_timeout_s=3)`.
 
-    Its queues are on the session's emulator, or on an SQS given by its URL (`open_sqs` makes one: ask for it first).
+    Its queues are on the session's emulator, or on an SQS at a given URL (request the fixture `open_sqs` first).
     """
     async with AsyncExitStack() as stack:
         owner = servers.objects.owner
@@ -275,23 +275,23 @@ async def open_site(servers: LocalServers) -> AsyncIterator[OpenSite]:
 
 @pytest_asyncio.fixture
 async def site(open_site: OpenSite) -> Site:
-    """Fresh buckets and queues."""
+    """New buckets and queues."""
     return await open_site()
 
 
 def _through(gateway: Gateway, services: LocalServices) -> LocalServices:
-    """The same services, at the addresses of the gateway."""
+    """Return the same services at the addresses of the gateway."""
     objects = replace(services.servers.objects, endpoint=gateway.objects_url.removeprefix("http://"))
     return replace(services, servers=LocalServers(objects, gateway.queues_url))
 
 
 async def _close(site: Site) -> None:
-    """Remove buckets and queues. A multipart upload that is still open, or a broken invariant, fails the test."""
+    """Remove buckets and queues. An open multipart upload or a broken invariant fails the test."""
     left_open = await site.open_uploads()
     complaints = broken(await site.evidence())
     services = site.services
     for bucket in (services.source_bucket, services.output_bucket):
-        await site.s3.delete_bucket(Bucket=bucket)  # this server removes what is in it, too
+        await site.s3.delete_bucket(Bucket=bucket)  # this server also removes its objects
     for url in (services.queues.url, services.queues.dead_letter_url):
         await site.sqs.delete_queue(QueueUrl=url)
     assert not left_open, f"multipart uploads left open: {left_open}"

@@ -1,12 +1,12 @@
-"""Time as the queue's emulator counts it: visibility timeouts that pass."""
+"""Visibility timeouts, timed by the emulator of the queue."""
 
 from tests.support.site import Site
 
 
 async def has_come_back(clock: Site, times: int) -> bool:
-    """Whether the one message of a queue that no worker knows has become visible so often, after its first receive.
+    """Receive the only message of a queue without workers, and return whether it has become visible so often since.
 
-    Receives it whenever it is visible.
+    Call this repeatedly: each receive starts the next visibility timeout.
     """
     received = await clock.sqs.receive_message(
         QueueUrl=clock.services.queues.url, MessageSystemAttributeNames=["ApproximateReceiveCount"]

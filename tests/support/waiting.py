@@ -1,4 +1,4 @@
-"""Waiting for a condition, never for a time."""
+"""Waits for conditions, never for a time."""
 
 import asyncio
 import inspect
@@ -8,6 +8,9 @@ from typing import Any, TypeVar, overload
 
 T = TypeVar("T")
 
+TIMEOUT_S = 90.0
+"""For a condition that is true within seconds on an idle machine."""
+
 _POLL_INTERVAL_S = 0.05
 
 
@@ -15,17 +18,18 @@ _POLL_INTERVAL_S = 0.05
 async def wait_until(condition: Callable[[], Awaitable[T]], *, what: str, timeout_s: float = ...) -> T: ...
 @overload
 async def wait_until(condition: Callable[[], T], *, what: str, timeout_s: float = ...) -> T: ...
-async def wait_until(condition: Callable[[], Any], *, what: str, timeout_s: float = 30.0) -> Any:
-    """Poll `condition` (plain or async) until it gives something true, and return that.
+async def wait_until(condition: Callable[[], Any], *, what: str, timeout_s: float = TIMEOUT_S) -> Any:
+    """Poll `condition` (plain or async) until its value is true, and return the value.
 
-    Fails with `what` and the last answer when it stays false for `timeout_s`.
+    Raises:
+        AssertionError: it stayed false for `timeout_s`; with `what` and its last value.
     """
     deadline = time.monotonic() + timeout_s
     while True:
-        answer = condition()
-        value = await answer if inspect.isawaitable(answer) else answer
+        result = condition()
+        value = await result if inspect.isawaitable(result) else result
         if value:
             return value
         if time.monotonic() > deadline:
-            raise AssertionError(f"waited {timeout_s:g} s in vain for {what}; the last answer was {value!r}")
+            raise AssertionError(f"waited {timeout_s:g} s for {what}; the last value was {value!r}")
         await asyncio.sleep(_POLL_INTERVAL_S)

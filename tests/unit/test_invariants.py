@@ -123,7 +123,7 @@ class Story:
     def _call(self, service: Any, operation: str, by: str, **facts: Any) -> Call:
         self.now_s += 1
         at_s = self.now_s
-        times = {"started_s": at_s, "served_s": at_s + 0.1, "told_s": at_s + 0.2, "ended_s": at_s + 0.3}
+        times = {"started_s": at_s, "served_s": at_s + 0.1, "answered_s": at_s + 0.2, "ended_s": at_s + 0.3}
         call = Call(
             service=service,
             operation=operation,
@@ -217,7 +217,7 @@ def _killed_and_done_by_another_worker(story: Story) -> None:
 def _committed_without_an_answer_then_read(story: Story) -> None:
     story.received()
     story.put(KEY, SEGMENT)
-    story.committed(status=None, told_s=None)
+    story.committed(status=None, answered_s=None)
     story._call("s3", "GetObject", "worker-1", bucket="output", key=MANIFEST, answer=manifest())
     story.deleted()
 
@@ -347,14 +347,14 @@ def _deleted_after_a_commit_that_failed(story: Story) -> None:
 def _deleted_after_a_commit_without_an_answer(story: Story) -> None:
     story.received()
     story.put(KEY, SEGMENT)
-    story.committed(status=None, told_s=None)
+    story.committed(status=None, answered_s=None)
     story.deleted()
 
 
 def _deleted_while_the_commit_is_in_flight(story: Story) -> None:
     story.received()
     story.put(KEY, SEGMENT)
-    story.committed(told_s=100.0)
+    story.committed(answered_s=100.0)
     story.deleted()
 
 
@@ -551,7 +551,7 @@ def _offered_other_segments(story: Story) -> None:
     [
         (_vanished, "I1", "1 of them must be left in the queue; it holds 0"),
         (_twice_in_the_queue, "I1", "it holds 2"),
-        (_manifest_vanished, "I1 I2", "neither a manifest nor a dead letter"),
+        (_manifest_vanished, "I1 I2", "without a manifest and without a dead letter"),
         (_done_and_dead_lettered, "I1", "a dead letter and a manifest"),
         (_dead_lettered_without_a_reason, "I1", "without code or reason"),
         (_moved_by_sqs_too_early, "I1", "has no reason, after 1 receives"),
@@ -565,18 +565,18 @@ def _offered_other_segments(story: Story) -> None:
         (_committed_after_the_visibility_timeout, "I2", "without a lease"),
         (_committed_after_the_release, "I2", "without a lease"),
         (_deleted_what_another_worker_holds, "I2", "by an old receipt, while worker-2 held it"),
-        (_lists_a_missing_object, "I3", "which is not there"),
+        (_lists_a_missing_object, "I3", "which does not exist"),
         (_lists_another_content, "I3", "another size or hash"),
         (_lists_another_size, "I3", "another size or hash"),
-        (_committed_before_its_segments, "I3", f"before {NAME} was there"),
+        (_committed_before_its_segments, "I3", f"before {NAME} was stored"),
         (_member_elsewhere_in_the_tar, "I3", "in the tar"),
-        (_wrote_to_another_prefix, "I4", "outside of the prefixes of its jobs"),
-        (_wrote_below_another_recording, "I4", "outside of the prefixes of its jobs"),
-        (_wrote_without_a_job, "I4", "outside of the prefixes of its jobs"),
-        (_wrote_into_another_bucket, "I4", "outside of the prefixes of its jobs"),
+        (_wrote_to_another_prefix, "I4", "outside the prefixes of its jobs"),
+        (_wrote_below_another_recording, "I4", "outside the prefixes of its jobs"),
+        (_wrote_without_a_job, "I4", "outside the prefixes of its jobs"),
+        (_wrote_into_another_bucket, "I4", "outside the prefixes of its jobs"),
         (_wrote_to_the_source, "I4", "a write to the source"),
         (_wrote_to_minio, "I4", "a write to the source"),
-        (_deleted_an_object, "I4", "outside of the prefixes of its jobs"),
+        (_deleted_an_object, "I4", "outside the prefixes of its jobs"),
         (_sent_a_head_to_the_source, "I4", "a HEAD on the source"),
         (_left_a_file, "I5", "worker-1 left /scratch/job-1/source"),
         (_left_a_message_hidden, "I5", "hidden for another 29 s"),
@@ -584,10 +584,10 @@ def _offered_other_segments(story: Story) -> None:
         (_heartbeat_after_the_release, "I5", "after it had settled it by ChangeMessageVisibility"),
         (_keeps_a_file_open, "I6", "has /scratch/job-1/source open"),
         (_exceeds_the_memory_bound, "I6", "1024 MiB of memory"),
-        (_logs_a_secret, "I7", "the secret key stands in worker-1.log"),
-        (_commits_a_secret, "I7", "the secret key stands in"),
-        (_sends_a_secret, "I7", "the secret key stands in the dead letter"),
-        (_names_an_object_after_a_secret, "I7", "the secret key stands in the name of an object"),
+        (_logs_a_secret, "I7", "the secret key appears in worker-1.log"),
+        (_commits_a_secret, "I7", "the secret key appears in"),
+        (_sends_a_secret, "I7", "the secret key appears in the dead letter"),
+        (_names_an_object_after_a_secret, "I7", "the secret key appears in the name of an object"),
         (_wrote_two_contents_under_one_name, "I8", "with 2 different contents"),
         (_offered_other_segments, "I8", "offered different segments"),
     ],

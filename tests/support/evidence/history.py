@@ -1,4 +1,4 @@
-"""What happened at a site: every call to SQS, S3 and MinIO, seen from outside of who made it, and what the test did."""
+"""What happened at a site: every call to SQS, S3 and MinIO, as the gateway saw it, and what the test did."""
 
 import re
 import time
@@ -13,7 +13,7 @@ import orjson
 from stt_async.manifest import MANIFEST_NAME
 
 Service = Literal["sqs", "s3", "minio", "other"]
-"""`other` is what else the SQS emulator can do."""
+"""`other`: further services of the SQS emulator."""
 
 _APPLICATION = re.compile(r"\bapp/(\S+)")
 _MINIO_CLIENT = "miniopy"
@@ -47,62 +47,62 @@ _PLAIN_BUCKET_OPERATIONS = {
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class Call:
-    """One HTTP call. Times are on the monotonic clock; what is None or empty has not happened (yet)."""
+    """One HTTP call. Times are on the monotonic clock. None or empty: it has not happened yet."""
 
     service: Service
     operation: str
-    """As AWS names it: `PutObject`, `ReceiveMessage`."""
+    """AWS's name: `PutObject`, `ReceiveMessage`."""
     sender: str = ""
-    """Who made it: `worker-1`, or the command (`enqueue`). MinIO's client does not tell: empty."""
+    """The worker, as `worker-1`, or the command, as `enqueue`; empty for MinIO's client, which sends no name."""
     method: str = ""
     target: str = ""
-    """Path and query as they came."""
+    """Path and query, still encoded."""
     bucket: str = ""
     key: str = ""
     query: Mapping[str, str] = field(default_factory=dict)
     started_s: float = field(default_factory=time.monotonic)
     request: bytes = b""
-    """The body of an SQS call and of a manifest; others are not kept."""
+    """The body, of SQS calls and manifests only."""
     request_bytes: int = 0
     request_sha256: str = ""
     served_status: int | None = None
-    """What the server answered, whether or not the sender came to hear of it."""
+    """The server's status, whether or not it reached the sender."""
     served_s: float | None = None
     served_answer: bytes = b""
-    """The body of the server's answer: to an SQS call, of a manifest, of anything in XML; others are not kept."""
+    """The body of the server's answer, of SQS calls, manifests and XML only."""
     answer: bytes = b""
-    """The body that the sender got; the same, but for faults."""
-    told_s: float | None = None
-    """When the sender was answered."""
+    """The body that the sender got: the same, except for faults."""
+    answered_s: float | None = None
+    """When the answer to the sender started."""
     status: int | None = None
-    """What the sender was told; None if it was told nothing."""
+    """The status that the sender got; None: no answer."""
     error_code: str = ""
-    """Of the answer that the sender got, also of one with status 200."""
+    """The error code that the sender got, also in an answer with status 200."""
     ended_s: float | None = None
     faults: list[str] = field(default_factory=list)
-    """The faults that struck it."""
+    """The names of the rules that struck it."""
 
     def __str__(self) -> str:
         where = f"{self.bucket}/{self.key}" if self.bucket else self.queue
         struck = f" [{', '.join(self.faults)}]" if self.faults else ""
-        told = self.status if self.status is not None else "no answer"
+        status = self.status if self.status is not None else "no answer"
         return (
-            f"{self.sender or 'somebody'}: {self.service} {self.operation} {where} -> {told} {self.error_code}{struck}"
+            f"{self.sender or 'unknown'}: {self.service} {self.operation} {where} -> {status} {self.error_code}{struck}"
         )
 
     @property
     def succeeded(self) -> bool:
-        """Whether the sender was told that it was done."""
+        """Whether the sender got a successful answer."""
         return self.status is not None and self.status < 300 and not self.error_code
 
     @property
     def served(self) -> bool:
-        """Whether the server did it, whatever the sender was told."""
+        """Whether the server executed it, whatever the sender got."""
         return self.served_status is not None and self.served_status < 300
 
     @property
     def is_of_manifest(self) -> bool:
-        """Whether it is about a recording's metadata.json."""
+        """Whether its object is a manifest."""
         return self.key.endswith(f"/{MANIFEST_NAME}")
 
     @property
@@ -112,7 +112,7 @@ class Call:
 
     @property
     def result(self) -> Any:
-        """What the server answered to an SQS call that it did."""
+        """The answer to an SQS call that the server executed."""
         return orjson.loads(self.served_answer or b"{}") if self.served else {}
 
     @property
@@ -123,13 +123,13 @@ class Call:
 
     @property
     def entries(self) -> list[Any]:
-        """The entries of a batch; the parameters of a call for one message are one."""
+        """The entries of a batch; a call for one message is one entry."""
         arguments = self.arguments
         return list(arguments.get("Entries", [arguments]))
 
     @property
-    def done_entries(self) -> list[Any]:
-        """Those that the server did."""
+    def served_entries(self) -> list[Any]:
+        """The entries that the server executed."""
         if not self.served:
             return []
         failed = {each["Id"] for each in self.result.get("Failed", [])}
@@ -137,12 +137,12 @@ class Call:
 
     @property
     def receipts(self) -> list[str]:
-        """The receipt handles that an SQS call names, in the order of its entries."""
+        """The receipt handles of an SQS call, in the order of its entries."""
         return [entry["ReceiptHandle"] for entry in self.entries if "ReceiptHandle" in entry]
 
     @property
     def messages(self) -> list[Any]:
-        """The messages that a receive brought."""
+        """The messages of a receive."""
         return list(self.result.get("Messages", []))
 
 
@@ -162,50 +162,50 @@ class Letter:
 
     @property
     def origin(self) -> str:
-        """Of a dead letter: the id of the message that it was."""
+        """The id of the message that became this dead letter."""
         return self.attributes.get("message_id", self.message_id)
 
 
 @dataclass(eq=False, kw_only=True)
 class Life:
-    """A worker as its starter saw it. Without `ended_s` it has not ended yet."""
+    """A worker, as recorded by its starter. Without `ended_s` it has not ended yet."""
 
     name: str
     log: Path
     scratch: Path
     killed: bool = False
-    """By SIGKILL, on purpose: it could not tidy up."""
+    """By SIGKILL from the test, so that it could not clean up."""
     ended_s: float | None = None
     returncode: int | None = None
     left: list[str] = field(default_factory=list)
-    """Processes and files of its that outlived it."""
+    """Its processes and files that outlived it."""
     open_at_start: frozenset[str] = frozenset()
-    """The regular files that it had open when it was about to receive for the first time."""
+    """The regular files that it had open before its first receive."""
     open_when_idle: frozenset[str] | None = None
-    """The same, at the end of the test, when it held no message; None if it did not come to that."""
+    """The same at the end of the test, if it was running and held no message; else None."""
     peak_memory_bytes: int | None = None
 
     @property
-    def ended_in_order(self) -> bool:
-        """Whether it ended by itself, and so had the time to tidy up."""
+    def exited(self) -> bool:
+        """Whether it ended without a signal that kills, and so could clean up."""
         return not self.killed and self.returncode is not None and self.returncode >= 0
 
 
 class History:
-    """Everything that was done at a site, in the order in which it began."""
+    """All calls at a site, in the order of their starts, and what the test did."""
 
     def __init__(self) -> None:
         self.calls: list[Call] = []
         self.workers: list[Life] = []
         self.sent: dict[str, str] = {}
-        """The bodies of the messages that the test itself sent to the split queue, by message id."""
+        """The bodies of messages that the test sent to the split queue, by message id."""
         self.taken: set[str] = set()
-        """Ids of the messages that the test itself took out of the split queue."""
+        """Ids of messages that the test took out of the split queue."""
         self.dead_letters: list[Letter] = []
-        """What was in the dead-letter queue; the test takes them out to look at them."""
+        """The dead letters that the test took."""
 
     def of(self, service: Service, operation: str, *, sender: str | None = None) -> list[Call]:
-        """The calls of one operation, by one sender or by all."""
+        """Return the calls of one operation, by one sender or by all."""
         return [
             call
             for call in self.calls
@@ -214,14 +214,14 @@ class History:
 
 
 def parse(service: Literal["sqs", "objects"], method: str, target: str, headers: Mapping[str, str]) -> Call:
-    """The call that a request is, still without its body. Which of the object stores, its User-Agent tells."""
+    """Return the call of a request, without its body. The User-Agent distinguishes MinIO from S3."""
     agent = headers.get("User-Agent", "")
     application = _APPLICATION.search(agent)
     sender = application[1] if application else ""
     if service == "sqs":
         protocol, _, operation = headers.get("X-Amz-Target", "").partition(".")
-        spoken: Service = "sqs" if protocol == "AmazonSQS" else "other"
-        return Call(service=spoken, operation=operation, sender=sender, method=method, target=target)
+        named: Service = "sqs" if protocol == "AmazonSQS" else "other"
+        return Call(service=named, operation=operation, sender=sender, method=method, target=target)
     path, _, query_string = target.partition("?")
     query = dict(parse_qsl(query_string, keep_blank_values=True))
     bucket, _, key = unquote(path).removeprefix("/").partition("/")

@@ -1,4 +1,4 @@
-"""What an output must be, looked at from outside: with the shipped schema, and readers that are not ours."""
+"""Checks of an output, with the shipped schema and independent readers."""
 
 import csv
 import hashlib
@@ -20,9 +20,9 @@ _ROUNDING_S = 0.001
 
 
 async def verified(site: Site, prefix: str, *, orphans: bool = False) -> Any:
-    """The manifest of a recording, after everything that it promises was held against what lies in the bucket.
+    """Return the manifest of a recording after checking it against the objects in the bucket.
 
-    Nothing else may lie there, unless `orphans` of an earlier attempt are expected.
+    Other objects fail the check, unless `orphans` of an earlier attempt are expected.
     """
     objects = await site.objects(f"{prefix}/")
     manifest = orjson.loads(await site.read(f"{prefix}/metadata.json"))
@@ -51,7 +51,7 @@ async def verified(site: Site, prefix: str, *, orphans: bool = False) -> Any:
 
 
 def uncovered_s(manifest: Any, speech: Path) -> float:
-    """Seconds of the speech in a `NAME.speech.csv` that lie in no segment."""
+    """Return the seconds of speech of a `NAME.speech.csv` that are in no segment."""
     segments: list[tuple[float, float]] = [
         (segment["start_sec"], segment["end_sec"]) for segment in manifest["segments"]
     ]
@@ -62,7 +62,7 @@ def uncovered_s(manifest: Any, speech: Path) -> float:
 
 
 async def _members(site: Site, key: str, manifest: Any) -> dict[str, bytes]:
-    """The members of the tar, as `tarfile` reads them, after a look at each by its byte offset alone."""
+    """Return the members of the tar as `tarfile` reads them, after comparing each with a read by its byte offset."""
     data = await site.read(key)
     assert hashlib.sha256(data).hexdigest() == manifest["archive"]["sha256"]
     members = {}

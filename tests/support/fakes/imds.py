@@ -1,4 +1,4 @@
-"""A fake of the EC2 instance metadata service, version 2: quiet until something is armed, and broken on demand."""
+"""A fake of the EC2 instance metadata service, version 2. Tests arm notices, and choose how it fails."""
 
 import asyncio
 import uuid
@@ -18,11 +18,11 @@ _LONGEST_TTL_S = 21_600
 _META = "/latest/meta-data"
 
 Mode = Literal["fine", "slow", "error", "down"]
-"""`slow` answers when the mode changes, `error` is 500 to everything, `down` refuses connections."""
+"""`slow` answers when the mode changes, `error` answers 500, `down` refuses connections."""
 
 
 class FakeImds:
-    """Asks for a token as the real one does: 400 for a PUT without a TTL, 401 for a GET without a valid token."""
+    """Requires tokens as the real one: 400 for a PUT without a TTL, 401 for a GET without a valid token."""
 
     def __init__(self, host: str = HOST, port: int = 0) -> None:
         self._tokens: set[str] = set()
@@ -35,7 +35,7 @@ class FakeImds:
         self.refused_tokens = 0
 
     def environment(self) -> dict[str, str]:
-        """What makes a worker ask here."""
+        """The variables with which a worker uses this service."""
         return {
             "AWS_EC2_METADATA_DISABLED": "false",
             "AWS_EC2_METADATA_SERVICE_ENDPOINT": f"http://{self._host}:{self._port}",
@@ -57,7 +57,7 @@ class FakeImds:
         self._items[f"{_META}/instance-id"] = instance_id
 
     def has_role(self, keys: Keys, *, for_s: float = 21_600) -> None:
-        """Give the instance a role, whose credentials these are, for so long."""
+        """Give the instance a role with these credentials, valid for so long."""
         until = datetime.now(UTC) + timedelta(seconds=for_s)
         credentials = {
             "Code": "Success",
@@ -85,9 +85,9 @@ class FakeImds:
 
     async def open(self) -> None:
         if self._runner is None:
-            app = web.Application(middlewares=[self._moody])
-            app.router.add_put("/latest/api/token", self._give_token)
-            app.router.add_get("/{path:.*}", self._give_item)
+            app = web.Application(middlewares=[self._apply_mode])
+            app.router.add_put("/latest/api/token", self._serve_token)
+            app.router.add_get("/{path:.*}", self._serve_item)
             self._runner = web.AppRunner(app, shutdown_timeout=0.1)
             await self._runner.setup()
             await web.TCPSite(self._runner, self._host, self._port).start()
@@ -99,14 +99,14 @@ class FakeImds:
             self._runner = None
 
     @web.middleware
-    async def _moody(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+    async def _apply_mode(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         if self._mode == "slow":
             await self._mode_changed.wait()
         if self._mode == "error":
             return web.Response(status=500)
         return await handler(request)
 
-    async def _give_token(self, request: web.Request) -> web.Response:
+    async def _serve_token(self, request: web.Request) -> web.Response:
         ttl = request.headers.get("X-aws-ec2-metadata-token-ttl-seconds", "")
         if not ttl.isdigit() or not 1 <= int(ttl) <= _LONGEST_TTL_S:
             return web.Response(status=400)
@@ -114,7 +114,7 @@ class FakeImds:
         self._tokens.add(token)
         return web.Response(text=token)
 
-    async def _give_item(self, request: web.Request) -> web.Response:
+    async def _serve_item(self, request: web.Request) -> web.Response:
         if request.headers.get("X-aws-ec2-metadata-token") not in self._tokens:
             self.refused_tokens += 1
             return web.Response(status=401)
@@ -124,7 +124,7 @@ class FakeImds:
 
 @pytest_asyncio.fixture
 async def imds() -> AsyncIterator[FakeImds]:
-    """A metadata service with nothing to tell but the instance's id."""
+    """A metadata service that knows only the instance id."""
     fake = FakeImds()
     await fake.open()
     yield fake

@@ -1,4 +1,4 @@
-"""What can befall an HTTP call on its way through the gateway: each a function from a `Strike` to a `Reply`."""
+"""The faults of one HTTP call in the gateway: each a function from a `Strike` to a `Reply`."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -13,7 +13,7 @@ from tests.support.faults.gateway import ConnectionLostError, Fault, Reply, Stri
 
 
 def error(status: int, code: str) -> Fault:
-    """The server is not asked; the service refuses, in its own form. HEAD gets the status alone."""
+    """The server gets no request; the client gets an error in the form of the service. HEAD gets only the status."""
 
     async def fault(strike: Strike) -> Reply:
         return _refusal(strike.call, status, code)
@@ -22,7 +22,7 @@ def error(status: int, code: str) -> Fault:
 
 
 def error_in_200(code: str) -> Fault:
-    """The server is not asked; the refusal comes with status 200, as S3 does after it has begun to answer."""
+    """The server gets no request; the error has status 200, as S3 sends it after the start of an answer."""
 
     async def fault(strike: Strike) -> Reply:
         return _refusal(strike.call, 200, code)
@@ -31,24 +31,24 @@ def error_in_200(code: str) -> Fault:
 
 
 async def reset(strike: Strike) -> Reply:
-    """The server is not asked; the connection is reset."""
+    """The server gets no request; the connection is reset."""
     raise ConnectionLostError(str(strike.call))
 
 
 async def lost_answer(strike: Strike) -> Reply:
-    """The server does it; instead of the answer comes a reset."""
+    """The server executes the call; the client gets a reset instead of the answer."""
     await (await strike.forward()).read()
     raise ConnectionLostError(str(strike.call))
 
 
 async def hold_before(strike: Strike) -> Reply:
-    """The server is asked only when the rule is lifted."""
+    """The server gets the request only when the rule is lifted."""
     await strike.rule.lifted.wait()
     return await strike.forward()
 
 
 async def hold_after(strike: Strike) -> Reply:
-    """The server does it; the answer comes only when the rule is lifted."""
+    """The server executes the call; the client gets the answer only when the rule is lifted."""
     reply = await strike.forward()
     body = await reply.read()
     await strike.rule.lifted.wait()
@@ -74,7 +74,7 @@ def hold_body(share: float) -> Fault:
 
 
 def delay(seconds: float) -> Fault:
-    """The server is asked that much later."""
+    """The server gets the request that much later."""
 
     async def fault(strike: Strike) -> Reply:
         await asyncio.sleep(seconds)
@@ -84,7 +84,7 @@ def delay(seconds: float) -> Fault:
 
 
 def cut_body(share: float) -> Fault:
-    """That share of the body comes, of the length that is told; then a reset."""
+    """That share of the announced body arrives, then a reset."""
 
     async def fault(strike: Strike) -> Reply:
         reply = await strike.forward()
@@ -100,7 +100,7 @@ def cut_body(share: float) -> Fault:
 
 
 def short_body(share: float) -> Fault:
-    """That share of the body comes, well-formed and without its length, as from a proxy that lost its server."""
+    """That share of the body arrives, well-formed and without a length, as from a proxy that lost its server."""
 
     async def fault(strike: Strike) -> Reply:
         reply = await strike.forward()
@@ -113,7 +113,7 @@ def short_body(share: float) -> Fault:
 
 
 async def flip_bit(strike: Strike) -> Reply:
-    """The body has its length, and one bit of its first byte is wrong."""
+    """The body has the right length, and one wrong bit in its first byte."""
     reply = await strike.forward()
     body = await reply.read()
     return _with_body(reply, bytes([body[0] ^ 1]) + body[1:])
@@ -131,12 +131,12 @@ def other_etag(etag: str) -> Fault:
 
 
 def failed_entry(code: str) -> Fault:
-    """The first entry of an SQS batch is not done, and the answer says so; the others are."""
+    """The first entry of an SQS batch fails; the server executes the others."""
 
     async def fault(strike: Strike) -> Reply:
         arguments = strike.call.arguments
         refused, *others = arguments["Entries"]
-        failure = {"Id": refused["Id"], "Code": code, "Message": "told to", "SenderFault": False}
+        failure = {"Id": refused["Id"], "Code": code, "Message": "injected", "SenderFault": False}
         if not others:
             return _json(200, {"Successful": [], "Failed": [failure]})
         reply = await strike.forward(orjson.dumps(arguments | {"Entries": others}))
@@ -150,10 +150,10 @@ def _refusal(call: Call, status: int, code: str) -> Reply:
     if call.method == "HEAD":
         return Reply(status, CIMultiDict({"Content-Length": "0"}), once(b""))
     if call.service == "sqs":
-        reply = _json(status, {"__type": f"com.amazonaws.sqs#{code.rsplit('.', 1)[-1]}", "message": "told to"})
+        reply = _json(status, {"__type": f"com.amazonaws.sqs#{code.rsplit('.', 1)[-1]}", "message": "injected"})
         reply.headers["x-amzn-query-error"] = f"{code};Sender"
         return reply
-    body = f'<?xml version="1.0" encoding="UTF-8"?>\n<Error><Code>{code}</Code><Message>told to</Message></Error>'
+    body = f'<?xml version="1.0" encoding="UTF-8"?>\n<Error><Code>{code}</Code><Message>injected</Message></Error>'
     return _with_body(Reply(status, CIMultiDict({"Content-Type": "application/xml"}), once(b"")), body.encode())
 
 

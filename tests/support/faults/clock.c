@@ -1,4 +1,4 @@
-/* Preloaded into a worker: its wall clock goes by the seconds in the file CLOCK_OFFSET, the monotonic one as it is. */
+/* Preloaded into a worker: shifts its wall clock by the seconds in the file CLOCK_OFFSET, not its monotonic clock. */
 
 #define _GNU_SOURCE
 #include <dlfcn.h>

@@ -1,6 +1,6 @@
-"""A wall clock that jumps while a process runs, as after an NTP step; for that process and its children alone.
+"""A wall clock that jumps, as after an NTP step, for one process and its children.
 
-Not libfaketime: it wraps waits and the monotonic clock too, and what it keeps in /dev/shm outlives a process killed.
+Not libfaketime: it wraps waits and the monotonic clock, too, and its files in /dev/shm outlive a killed process.
 """
 
 import struct
@@ -22,7 +22,7 @@ class Clock:
         return {"LD_PRELOAD": str(self._library), "CLOCK_OFFSET": str(self._offset)}
 
     def jump(self, to_s: int) -> None:
-        """Set it to this many seconds after the right time, or before it."""
+        """Set the clock this many seconds ahead of the right time, or behind it."""
         mode = "r+b" if self._offset.exists() else "wb"
         with self._offset.open(mode, buffering=0) as file:
             file.write(struct.pack("=q", to_s))

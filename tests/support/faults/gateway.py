@@ -1,8 +1,8 @@
-"""An HTTP proxy in front of a site's servers: writes down every call, and spoils those that a test wants spoilt.
+"""An HTTP proxy before the servers of a site: records every call, and spoils those that a test chooses.
 
-Everything that a worker or a command is told of a site (`site.environment()`, `site.services`) leads through it, also
-by way of `open_proxy`; the test's own clients (`site.s3`, `site.sqs`) go to the servers directly. It keeps what
-signatures cover as it came, streams bodies in both ways, and passes on that a client has gone.
+The addresses in `site.environment()` and `site.services` lead through it, also behind `open_proxy`; the clients of the
+test (`site.s3`, `site.sqs`) connect to the servers. It does not change what signatures cover, streams bodies in both
+directions, and cancels the call to the server when the client disconnects.
 
     with site.gateway.fault("s3", "PutObject", error(503, "SlowDown"), times=3) as slow_down:
         await site.send(site.job("a.wav"))
@@ -17,31 +17,17 @@ signatures cover as it came, streams bodies in both ways, and passes on that a c
     commits = lambda call: call.is_of_manifest
     with site.gateway.fault("s3", "PutObject", lost_answer, times=2, where=commits): ...
 
-`fault(service, operation, what, times=, where=)` makes a `Rule`. It strikes the calls of that service (`sqs`, `s3`,
-`minio`) and operation (as AWS names it; a pattern such as `*` or `ChangeMessageVisibility*`) for which `where(call)` is
-true, at most `times` times, until it is lifted: by `lift()`, by leaving `with`, or at the end of the test. `struck`
-counts, `calls` has the calls it struck. A rule that never struck fails the test at its end. Of several rules that
-match, each is applied, the first one outermost.
+`fault(service, operation, fault, times=, where=)` makes a `Rule`. It strikes the calls of that service (`sqs`, `s3`,
+`minio`) and operation (AWS's name, or a pattern such as `*` or `ChangeMessageVisibility*`) for which `where(call)` is
+true, at most `times` times, until it is lifted: by `lift()`, at the end of `with`, or at the end of the test. `struck`
+is the number of struck calls, `calls` lists them. A rule that never struck fails the test. If several rules match, all
+are applied, the first one outermost.
 
-What can be done to a call (`tests/support/faults/calls.py`), each a function from a `Strike` to the `Reply` that the
-client gets, so that a test can write its own in three lines:
+`tests/support/faults/calls.py` has the faults; each is a function from a `Strike` to the `Reply` that the client gets,
+so that a test can write another one in three lines. aiohttp, which all clients here use, silently repeats a GET, HEAD,
+PUT or DELETE once when its connection breaks: strike twice for the sender to see a `reset` or a `lost_answer`.
 
-    error(status, code)     the server is not asked; the answer has the form of the service (none for HEAD)
-    error_in_200(code)      the same, with status 200, as S3 does for CompleteMultipartUpload and CopyObject
-    reset                   the server is not asked; the connection is reset
-    lost_answer             the server has done it; the connection is reset instead of the answer
-    hold_before, hold_after the server is asked only / the answer is passed on only when the rule is lifted
-    delay(seconds)          so long before the server is asked
-    cut_body(share)         that share of the answer's body, then a reset; Content-Length tells of all of it
-    short_body(share)       that share of the answer's body, well-formed and without Content-Length
-    flip_bit                one bit of the answer's body is wrong
-    other_etag(etag)        the answer has that ETag
-    failed_entry(code)      the first entry of an SQS batch is not done, and the answer says so
-
-aiohttp, below every client here, silently repeats a GET, HEAD, PUT or DELETE whose connection broke: once. For its
-sender to see a `reset` or a `lost_answer`, strike both.
-
-`site.history.of("s3", "PutObject", sender="worker-1")` are calls made so far (`tests/support/evidence/history.py`).
+`site.history.of("s3", "PutObject", sender="worker-1")` returns calls so far (`tests/support/evidence/history.py`).
 """
 
 import asyncio
@@ -63,14 +49,14 @@ from yarl import URL
 
 from stt_async.local.loopback import HOST
 from tests.support.evidence.history import Call, History, Service, parse
-from tests.support.waiting import wait_until
+from tests.support.waiting import TIMEOUT_S, wait_until
 
 _CHUNK_BYTES = 256 * 1024
 _LARGEST_KEPT_BYTES = 4 * 1024**2
 _ERROR_CODE = re.compile(rb"<Error>.*?<Code>([^<]+)</Code>", re.DOTALL)
 _SQS_ERROR_TYPE = re.compile(rb'"__type": ?"(?:[^"]*#)?([^"]+)"')
 
-# Of one connection, and so not of the message. Without Expect: whoever waits for "100 Continue" has it from us.
+# Headers of one connection, and Expect, because aiohttp itself answers "100 Continue".
 _HOP_BY_HOP = frozenset({"connection", "expect", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade"})
 _ADDED_BY_CLIENT = ("Accept", "Accept-Encoding", "Content-Type", "User-Agent")
 
@@ -81,19 +67,19 @@ class ConnectionLostError(Exception):
 
 @dataclass(frozen=True)
 class Reply:
-    """An answer on its way to the client. Without a Content-Length among its headers it goes in chunks."""
+    """An answer to the client; chunked if its headers have no Content-Length."""
 
     status: int
     headers: CIMultiDict[str]
     body: AsyncIterator[bytes]
 
     async def read(self) -> bytes:
-        """Wait for all of the body."""
+        """Return the whole body."""
         return b"".join([chunk async for chunk in self.body])
 
 
 async def once(body: bytes) -> AsyncIterator[bytes]:
-    """A body that is there already."""
+    """A body of one chunk."""
     yield body
 
 
@@ -102,7 +88,7 @@ Forward = Callable[..., Awaitable[Reply]]
 
 @dataclass(frozen=True)
 class Strike:
-    """One call struck by a rule. `await forward()` asks the server; `forward(body)` asks for something else."""
+    """One call struck by a rule. `await forward()` sends it to the server, `forward(body)` with another body."""
 
     call: Call
     rule: "Rule"
@@ -114,14 +100,14 @@ Fault = Callable[[Strike], Awaitable[Reply]]
 
 @dataclass(eq=False)
 class Rule:
-    """Which calls are struck, and by what. Holds until it has struck `times` times, or is lifted."""
+    """A fault and the calls that it strikes, until it has struck `times` times or is lifted."""
 
     name: str
     matches: Callable[[Call], bool]
     fault: Fault
     times: int | None
     calls: list[Call] = field(default_factory=list)
-    """What it has struck."""
+    """The calls that it has struck."""
     lifted: asyncio.Event = field(default_factory=asyncio.Event)
 
     def __enter__(self) -> Self:
@@ -134,19 +120,19 @@ class Rule:
 
     @property
     def struck(self) -> int:
-        """How many calls it has struck."""
+        """The number of calls that it has struck."""
         return len(self.calls)
 
     def lift(self) -> None:
-        """Strike nothing more, and let go what is held."""
+        """Strike no more calls, and pass on those that are held."""
         self.lifted.set()
 
-    async def has_struck(self, times: int = 1, *, timeout_s: float = 60.0) -> None:
-        """Wait until it has struck that often."""
+    async def has_struck(self, times: int = 1, *, timeout_s: float = TIMEOUT_S) -> None:
+        """Wait until it has struck so often."""
         await wait_until(lambda: self.struck >= times, what=f"{self.name} to strike {times} x", timeout_s=timeout_s)
 
     def strikes(self, call: Call) -> bool:
-        """Whether it strikes this call, which is then counted."""
+        """Return whether it strikes this call, and count the call if so."""
         if self.lifted.is_set() or self.struck == self.times or not self.matches(call):
             return False
         self.calls.append(call)
@@ -155,7 +141,7 @@ class Rule:
 
 
 class Gateway:
-    """The proxy of one site. `objects_url` and `queues_url` are where it listens."""
+    """The proxy of one site. It listens at `objects_url` and `queues_url`."""
 
     def __init__(self, history: History, session: aiohttp.ClientSession) -> None:
         self.history = history
@@ -173,7 +159,7 @@ class Gateway:
         times: int | None = None,
         where: Callable[[Call], bool] = lambda _: True,
     ) -> Rule:
-        """Spoil calls from now on; see above."""
+        """Spoil calls from now on; see the docstring of the module."""
 
         def matches(call: Call) -> bool:
             return call.service == service and fnmatch.fnmatchcase(call.operation, operation) and where(call)
@@ -183,12 +169,12 @@ class Gateway:
         return self.rules[-1]
 
     def require_all_struck(self) -> None:
-        """Fail if a rule never struck: the test proved nothing."""
+        """Fail if a rule never struck: the test would prove nothing."""
         never = [rule.name for rule in self.rules if not rule.struck]
         assert not never, f"faults that struck nothing: {never}"
 
     def application(self, service: Literal["sqs", "objects"], server: str) -> web.Application:
-        """What listens for the clients of a server."""
+        """Return the application that listens for the clients of a server."""
         app = web.Application(client_max_size=_LARGEST_KEPT_BYTES)
         app.router.add_route("*", "/{any:.*}", partial(self._serve, service, server))
         return app
@@ -213,7 +199,7 @@ class Gateway:
                 await upload.read()
             assert request.transport is not None
             request.transport.abort()
-            return web.Response(status=502)  # to nobody
+            return web.Response(status=502)  # the connection is closed, so no client gets it
         finally:
             call.ended_s = time.monotonic()
 
@@ -241,7 +227,7 @@ class Gateway:
 
 
 class _Upload:
-    """The body of a request, told to its call as it passes."""
+    """The body of a request, recorded in its call as it passes."""
 
     def __init__(self, request: web.Request, call: Call) -> None:
         self.request = request
@@ -250,7 +236,7 @@ class _Upload:
         self._hash = hashlib.sha256()
 
     async def chunks(self) -> AsyncIterator[bytes]:
-        """What was read before, or what comes."""
+        """The body as it was read before, or as it arrives."""
         if self._read is not None:
             yield self._read
             return
@@ -261,7 +247,7 @@ class _Upload:
         self.call.request_sha256 = self._hash.hexdigest()
 
     async def read(self) -> bytes:
-        """Wait for all that has not passed yet."""
+        """Wait for the rest of the body, and return all of it."""
         if self._read is None:
             self._read = b"".join([chunk async for chunk in self.chunks()])
         return self._read
@@ -269,12 +255,12 @@ class _Upload:
 
 @asynccontextmanager
 async def open_gateway(*, objects_url: str, queues_url: str, history: History) -> AsyncIterator[Gateway]:
-    """Listen in front of both servers until the end of the block; then nothing is held any more.
+    """Listen before both servers until the end of the block; then lift all rules.
 
     Raises:
-        AssertionError: at the end, when a rule never struck.
+        AssertionError: at the end, if a rule never struck.
     """
-    # A connection for each call: one that the server closes just when it is used again would be a fault of our own.
+    # A new connection for each call: the server may close an idle one just when it is used again.
     connector = aiohttp.TCPConnector(limit=0, force_close=True)
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=5)
     async with (
@@ -310,7 +296,7 @@ async def _answer(request: web.Request, call: Call, reply: Reply) -> web.StreamR
         response.enable_chunked_encoding()
     kept = bytearray()
     keeps = _is_kept(call, reply.headers)
-    call.told_s = time.monotonic()
+    call.answered_s = time.monotonic()
     await response.prepare(request)
     async for chunk in reply.body:
         if keeps:

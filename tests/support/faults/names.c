@@ -1,5 +1,5 @@
-/* Preloaded into a worker: the name NAME_SERVED is this machine's, unless there is a file NAME_GONE; then nobody knows it,
-   and the file grows by a byte for each who asked. */
+/* Preloaded into a worker: the name NAME_SERVED resolves to loopback, unless the file NAME_GONE exists. Then lookups fail,
+   and each appends a byte to the file. */
 
 #define _GNU_SOURCE
 #include <dlfcn.h>

@@ -1,4 +1,4 @@
-"""A name that resolves to loopback until it is forgotten, as when a DNS server goes away; for one worker alone."""
+"""A name that resolves to loopback until it is removed, as in an outage of DNS, for one worker."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ NAME = "source.test"
 
 
 class Names:
-    """What the processes started with its environment find when they look for `NAME`."""
+    """What `NAME` resolves to in processes with this environment."""
 
     def __init__(self, library: Path, gone: Path) -> None:
         self._library, self._gone = library, gone
@@ -19,20 +19,20 @@ class Names:
     def environment(self) -> dict[str, str]:
         return {"LD_PRELOAD": str(self._library), "NAME_SERVED": NAME, "NAME_GONE": str(self._gone)}
 
-    def forget(self) -> None:
-        """From now on it does not resolve."""
+    def remove(self) -> None:
+        """Let lookups of the name fail."""
         self._gone.touch()
 
     def failed_lookups(self) -> int:
-        """The number of lookups since the name was forgotten."""
+        """The number of lookups since the name was removed."""
         return self._gone.stat().st_size
 
-    def remember(self) -> None:
-        """It resolves again."""
+    def restore(self) -> None:
+        """Let the name resolve again."""
         self._gone.unlink()
 
 
 @pytest.fixture
 def names(tmp_path: Path) -> Names:
-    """A name that resolves until it is forgotten."""
+    """A name that resolves until it is removed."""
     return Names(compiled(Path(__file__).with_suffix(".c"), tmp_path), tmp_path / "name-is-gone")

@@ -1,4 +1,4 @@
-"""C put before the C library's own functions, in the processes of one worker: what no server here can do to it."""
+"""C functions that replace those of the C library in one worker, by LD_PRELOAD."""
 
 import shutil
 import subprocess
@@ -8,7 +8,7 @@ import pytest
 
 
 def compiled(source: Path, folder: Path) -> Path:
-    """Compile a C file to a library for LD_PRELOAD; the test is skipped where there is no compiler."""
+    """Compile a C file to a library for LD_PRELOAD, or skip the test where no compiler exists."""
     compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     if compiler is None:
         pytest.skip(f"no C compiler to build {source.name}")

@@ -1,4 +1,4 @@
-"""A TCP proxy between a worker and a server, on loopback: slow, stuck, cut or gone, whenever a test says so."""
+"""A TCP proxy on loopback between a worker and a server: it can delay, hold, cut and refuse connections."""
 
 import asyncio
 import random
@@ -19,24 +19,24 @@ _RETRANSMISSION_S = 1.0
 
 _REQUEST = re.compile(rb"(?:GET|HEAD|PUT|POST|DELETE) \S+")
 
-Way = Literal["up", "down"]
-"""`up` is what clients say to the server, `down` what it answers."""
+Direction = Literal["up", "down"]
+"""`up`: from clients to the server. `down`: from the server to clients."""
 
 
 @dataclass
 class Link:
-    """A line between two places, shared by all connections: it has a latency and a bandwidth, and loses packets."""
+    """A network link that all connections share, with latency, bandwidth and packet loss."""
 
     latency_s: float
-    """One way."""
+    """In one direction."""
     bandwidth_bytes_s: float
     loss: float
-    """Share of the chunks that are sent twice, as TCP does after a second."""
+    """Share of the chunks that arrive a second late, as after a retransmission by TCP."""
     rng: random.Random
     _free_s: float = 0.0
 
     async def carry(self, size: int) -> None:
-        """Wait until that many bytes are on the other side."""
+        """Wait until so many bytes have arrived."""
         now_s = time.monotonic()
         self._free_s = max(now_s, self._free_s) + size / self.bandwidth_bytes_s
         arrives_s = self._free_s + self.latency_s
@@ -46,7 +46,7 @@ class Link:
 
 
 class Proxy:
-    """Passes everything on in both ways, until told otherwise; what it is told holds for all connections together."""
+    """Passes on all bytes in both directions. Its faults count bytes over all connections together."""
 
     def __init__(self, target: str, tls: ssl.SSLContext | None = None) -> None:
         self._tls = tls
@@ -55,56 +55,56 @@ class Proxy:
         self._server: asyncio.Server | None = None
         self._writers: set[asyncio.StreamWriter] = set()
         self._serving: set[asyncio.Task[None]] = set()
-        self._allowed: dict[Way, int] = {}
-        self._until_cut: dict[Way, int] = {}
+        self._allowed: dict[Direction, int] = {}
+        self._until_cut: dict[Direction, int] = {}
         self._free = asyncio.Event()
         self._free.set()
         self.holding = asyncio.Event()
-        """Set while something waits to be passed on."""
+        """Set while bytes are held."""
         self.delay_s = 0.0
-        """Before each chunk of 32 KiB, in both ways."""
+        """Before each chunk of 32 KiB, in both directions."""
         self.link: Link | None = None
-        """What carries the chunks; without one, they are there at once."""
+        """Delays each chunk; None: no delay."""
         self.requests: list[str] = []
         """The HTTP requests so far, as `GET /bucket/key?query`."""
 
     @property
     def endpoint(self) -> str:
-        """`host:port`, as MinIO clients want it."""
+        """`host:port`, for MinIO clients."""
         return f"{HOST}:{self._port}"
 
     @property
     def url(self) -> str:
-        """The endpoint as AWS clients want it."""
+        """The endpoint for AWS clients."""
         return f"http://{self.endpoint}"
 
-    def hold(self, way: Way, *, after: int = 0) -> None:
-        """Let only `after` more bytes pass this way; what follows waits, on connections that stay open."""
-        self._allowed[way] = after
+    def hold(self, direction: Direction, *, after: int = 0) -> None:
+        """Pass on only `after` more bytes in this direction, and hold the rest on open connections."""
+        self._allowed[direction] = after
         self._free.clear()
 
     def release(self) -> None:
-        """Let everything pass again."""
+        """Pass on everything again."""
         self._allowed.clear()
         self.holding.clear()
         self._free.set()
 
-    def cut(self, way: Way, *, after: int) -> None:
-        """Reset one connection, once: the one on which byte number `after` from now passes this way."""
-        self._until_cut[way] = after
+    def cut(self, direction: Direction, *, after: int) -> None:
+        """Reset one connection, once: the one on which byte number `after` from now passes in this direction."""
+        self._until_cut[direction] = after
 
     @property
     def cut_is_done(self) -> bool:
-        """Whether no ordered cut is still to come."""
+        """Whether every cut has happened."""
         return not self._until_cut
 
     async def accept(self) -> None:
-        """Listen; on the same port as before, if there was one."""
+        """Listen, on the same port as before if there was one."""
         self._server = await asyncio.start_server(self._accepted, HOST, self._port, ssl=self._tls)
         self._port = self._server.sockets[0].getsockname()[1]
 
     async def refuse(self) -> None:
-        """Reset all connections, and let nobody in."""
+        """Reset all connections, and refuse new ones."""
         assert self._server is not None
         self._server.close()
         for writer in self._writers:
@@ -140,40 +140,40 @@ class Proxy:
         self._writers.discard(writer)
         writer.close()
 
-    async def _pump(self, way: Way, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _pump(self, direction: Direction, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with suppress(OSError):
             while data := await reader.read(_CHUNK_BYTES):
-                if way == "up" and (request := _REQUEST.match(data)):
+                if direction == "up" and (request := _REQUEST.match(data)):
                     self.requests.append(request[0].decode())
                 if self.delay_s:
                     await asyncio.sleep(self.delay_s)
                 if self.link:
                     await self.link.carry(len(data))
-                await self._pass(way, data, writer)
-                if self._is_cut(way, len(data)):
+                await self._pass(direction, data, writer)
+                if self._is_cut(direction, len(data)):
                     writer.transport.abort()
                     return
 
-    async def _pass(self, way: Way, data: bytes, writer: asyncio.StreamWriter) -> None:
+    async def _pass(self, direction: Direction, data: bytes, writer: asyncio.StreamWriter) -> None:
         while data:
-            size = min(len(data), self._allowed.get(way, len(data)))
+            size = min(len(data), self._allowed.get(direction, len(data)))
             if size == 0:
                 self.holding.set()
                 await self._free.wait()
                 continue
-            if way in self._allowed:
-                self._allowed[way] -= size
+            if direction in self._allowed:
+                self._allowed[direction] -= size
             writer.write(data[:size])
             await writer.drain()
             data = data[size:]
 
-    def _is_cut(self, way: Way, passed: int) -> bool:
-        if way not in self._until_cut:
+    def _is_cut(self, direction: Direction, passed: int) -> bool:
+        if direction not in self._until_cut:
             return False
-        self._until_cut[way] -= passed
-        if self._until_cut[way] > 0:
+        self._until_cut[direction] -= passed
+        if self._until_cut[direction] > 0:
             return False
-        del self._until_cut[way]
+        del self._until_cut[direction]
         return True
 
 
@@ -182,9 +182,9 @@ OpenProxy = Callable[..., Awaitable[Proxy]]
 
 @pytest_asyncio.fixture
 async def open_proxy() -> AsyncIterator[OpenProxy]:
-    """A function that puts a proxy in front of a server: `await open_proxy(servers.objects.url)`.
+    """A function that opens a proxy before a server: `await open_proxy(servers.objects.url)`.
 
-    With `tls`, clients have to speak TLS to it; the server is spoken to in plain.
+    With `tls`, clients connect to it by TLS; it connects to the server without.
     """
     async with AsyncExitStack() as stack:
 

@@ -1,4 +1,4 @@
-"""Certificates of an authority of our own: good ones, expired ones, ones for somebody else."""
+"""A certificate authority for tests: valid and expired certificates, also for other hosts."""
 
 import ipaddress
 import ssl
@@ -16,14 +16,14 @@ _DAY = timedelta(days=1)
 
 
 class Authority:
-    """Signs certificates; who trusts `file` (SSL_CERT_FILE, AWS_CA_BUNDLE) trusts them."""
+    """Signs certificates that clients accept with `file` as SSL_CERT_FILE or AWS_CA_BUNDLE."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._key = ec.generate_private_key(ec.SECP256R1())
         self._name = _name("authority of a test")
         constraint = x509.BasicConstraints(ca=True, path_length=0)
-        # Some servers and clients want to know for what; OpenSSL 3 wants it of an authority.
+        # OpenSSL 3 requires a key usage of an authority.
         usage = x509.KeyUsage(
             digital_signature=True,
             content_commitment=False,
@@ -41,7 +41,7 @@ class Authority:
         self.file.write_bytes(_pem(builder.sign(self._key, hashes.SHA256())))
 
     def certificate(self, *, host: str = HOST, ended: timedelta = -_DAY) -> Path:
-        """A certificate with its key, for an address, that ended so long ago (negative: will end)."""
+        """Make a certificate with its key for an address; it expired so long ago (negative: it expires later)."""
         key = ec.generate_private_key(ec.SECP256R1())
         names = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(host))])
         signed = (
@@ -72,7 +72,7 @@ class Authority:
 
 
 def server_context(certificate: Path) -> ssl.SSLContext:
-    """What a server presents this certificate with; `load_cert_chain` later changes it for connections to come."""
+    """A server's context with this certificate; `load_cert_chain` replaces it for later connections."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate)
     return context

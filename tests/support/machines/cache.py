@@ -1,4 +1,4 @@
-"""What is expensive to make and kept between runs, outside of the project: made once, by one process."""
+"""Folders that are expensive to make, kept outside of the project between runs."""
 
 import fcntl
 import os
@@ -10,7 +10,7 @@ CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "stt-
 
 
 def cached(name: str, make: Callable[[Path], None]) -> Path:
-    """Return the folder of this name in the cache; if it is not there, `make` fills it. Others wait meanwhile."""
+    """Return the folder of this name in the cache. If it does not exist, `make` fills it while other processes wait."""
     CACHE.mkdir(parents=True, exist_ok=True)
     folder, unfinished = CACHE / name, CACHE / f"{name}.unfinished"
     with (CACHE / f"{name}.lock").open("w") as lock:
