@@ -9,8 +9,8 @@ from stt_async import settings
 from stt_async.errors import LastingOutageError
 from stt_async.fleet.account import open_account
 from tests.support.commands import run_command
-from tests.support.http_faults import error
-from tests.support.imds import FakeImds
+from tests.support.fakes.imds import FakeImds
+from tests.support.faults.calls import error
 from tests.support.site import Site
 
 
