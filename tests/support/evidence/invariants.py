@@ -137,7 +137,7 @@ def _writes_stay_in_their_prefixes(evidence: Evidence) -> Iterator[str]:
     for call in evidence.history.calls:
         if call.service != "minio" and not (call.service == "s3" and call.sender):
             continue  # a call of the test
-        if call.service == "minio" and call.method == "HEAD":
+        if call.method == "HEAD" and (call.service == "minio" or call.bucket == evidence.source_bucket):
             yield f"I4 broken: a HEAD on the source: {call}"
         if not call.operation.startswith(_WRITES):
             continue
