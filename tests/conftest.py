@@ -17,11 +17,12 @@ pytest_plugins = [
     "tests.support.fakes.autoscaling",
     "tests.support.machines.systemd",
     "tests.support.stack.template",
+    "tests.support.fakes.moto",
     "tests.support.fakes.clouds",
     "tests.support.faults.clock",
     "tests.support.faults.names",
     "tests.support.fakes.ministack",
-    "tests.support.sqs.fixture",
+    "tests.support.fakes.sqs",
 ]
 
 _UNIT = Path(__file__).parent / "unit"

@@ -2,12 +2,12 @@
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from importlib.resources import as_file, files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import orjson
 
@@ -27,8 +27,10 @@ if TYPE_CHECKING:
     from types_aiobotocore_s3 import S3Client
     from types_aiobotocore_sqs import SQSClient
 
-LOADS = 8
-"""Recordings put into the source bucket at once."""
+AT_ONCE = 8
+"""Recordings that are loaded, or whose segments are checked, at once: the S3 client has ten connections."""
+
+_T = TypeVar("_T")
 
 VISIBILITY_TIMEOUT_S = 60
 LOOK_INTERVAL_S = 0.5
@@ -101,10 +103,11 @@ async def _run(
     # The queues end with the demo, so earlier failures are known only from the failure records in the bucket.
     reasons = await _unsplittable(services, s3) | await _dead_letters(services, sqs)
     segments = out / "segments"
-    outcomes = await gather_or_cancel(
-        _outcome(recording, reasons.get(recording.name), segments / recording.name, services, s3)
-        for recording in recordings
-    )
+
+    def outcome(recording: LocalRecording) -> Awaitable[RecordingOutcome]:
+        return _outcome(recording, reasons.get(recording.name), segments / recording.name, services, s3)
+
+    outcomes = await _for_each(recordings, outcome, "checking the segments")
     return Demonstration(outcomes, summary["sent"], summary["done"], segments, log, environment)
 
 
@@ -114,19 +117,31 @@ def _samples() -> AbstractContextManager[Path]:
 
 async def _load(recordings: Sequence[LocalRecording], services: LocalServices, s3: "S3Client") -> None:
     """Put the recordings into the source bucket."""
-    room = asyncio.Semaphore(LOADS)
-    loaded = 0
 
     async def put(recording: LocalRecording) -> None:
-        nonlocal loaded
-        async with room:
-            body = await asyncio.to_thread(recording.file.read_bytes)
-            await s3.put_object(Bucket=services.source_bucket, Key=recording.name, Body=body)
-        loaded += 1
-        report(loaded, len(recordings))
+        body = await asyncio.to_thread(recording.file.read_bytes)
+        await s3.put_object(Bucket=services.source_bucket, Key=recording.name, Body=body)
 
-    with progress("loading the source bucket") as report:
-        await gather_or_cancel(put(recording) for recording in recordings)
+    await _for_each(recordings, put, "loading the source bucket")
+
+
+async def _for_each(
+    recordings: Sequence[LocalRecording], do: Callable[[LocalRecording], Awaitable[_T]], title: str
+) -> Sequence[_T]:
+    """Do something with each recording, `AT_ONCE` of them at a time, and show the progress."""
+    room = asyncio.Semaphore(AT_ONCE)
+    done = 0
+
+    async def one(recording: LocalRecording) -> _T:
+        nonlocal done
+        async with room:
+            result = await do(recording)
+        done += 1
+        report(done, len(recordings))
+        return result
+
+    with progress(title) as report:
+        return await gather_or_cancel(one(recording) for recording in recordings)
 
 
 async def _enqueue(environment: Mapping[str, str], log: Path) -> dict[str, Any]:

@@ -1,6 +1,5 @@
-"""SQS on loopback: the server of moto, an emulator (no queue server in a wheel speaks SQS), and the queues on it."""
+"""The SQS of `local.sqs` as a process, and the queues on it."""
 
-import importlib.util
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -10,8 +9,7 @@ from typing import TYPE_CHECKING
 
 import orjson
 
-from stt_async.errors import DependencyError
-from stt_async.local.loopback import HOST, REGION, Keys, sqs_client, until_ready
+from stt_async.local.loopback import HOST, Keys, sqs_client, until_ready
 from stt_async.local.process import ChildProcess, plain_environment
 
 if TYPE_CHECKING:
@@ -32,29 +30,24 @@ class QueuePair:
 
 @asynccontextmanager
 async def queue_server(log: Path, *, port: int, keys: Keys) -> AsyncIterator[str]:
-    """Run an SQS emulator and give its URL.
+    """Run an SQS server and yield its URL.
+
+    It has a process, and so an event loop, to itself: heartbeats are answered in time whatever the demo or a test does.
 
     Args:
         log: File that takes its output.
         port: A free port.
-        keys: Keys for the first request; the emulator checks none.
+        keys: Keys for the first request; the server checks none.
 
     Raises:
-        DependencyError: moto is not installed, or does not start.
+        DependencyError: it does not start.
     """
-    if importlib.util.find_spec("moto") is None:
-        raise DependencyError(
-            "local_server_missing",
-            "the SQS emulator for local use (moto) is not installed: pip install 'stt-async[local]'",
-        )
     url = f"http://{HOST}:{port}"
     async with ChildProcess(
-        [sys.executable, "-m", "moto.server", "-H", HOST, "-p", str(port)],
-        environment=plain_environment() | {"AWS_DEFAULT_REGION": REGION, "AWS_EC2_METADATA_DISABLED": "true"},
-        log=log,
+        [sys.executable, "-m", "stt_async.local.sqs", str(port)], environment=plain_environment(), log=log
     ) as process:
         async with sqs_client(url, keys) as sqs:
-            await until_ready(process, "SQS emulator", ports=[port], request=sqs.list_queues)
+            await until_ready(process, "SQS server", ports=[port], request=sqs.list_queues)
         yield url
 
 

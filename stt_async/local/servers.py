@@ -1,4 +1,4 @@
-"""The world outside on loopback: an S3 server, an SQS emulator, and the settings for a worker."""
+"""The world outside on loopback: an S3 server, an SQS server, and the settings for a worker."""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
@@ -109,7 +109,7 @@ async def local_services(
 
 async def _start(stack: AsyncExitStack, directory: Path, readable: Sequence[str]) -> LocalServers:
     queue_port, *object_ports = free_ports(1 + PORTS)
-    queues = queue_server(directory / "moto.log", port=queue_port, keys=Keys.random())
+    queues = queue_server(directory / "sqs.log", port=queue_port, keys=Keys.random())
     objects = object_server(directory / "objects", ports=object_ports, readable=readable)
     try:
         async with asyncio.TaskGroup() as starting:

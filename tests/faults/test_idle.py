@@ -56,14 +56,13 @@ def _empty_polls(site: Site) -> list[Call]:
 
 
 @pytest.fixture
-async def group_of_one(site: Site) -> Any:
+async def group_of_one(site: Site, moto_url: str) -> Any:
     """A group with one instance, on moto: a second opinion on what the worker's call means."""
-    url = site.services.servers.queues_url
     keys: dict[str, Any] = {
         "aws_access_key_id": "any",
         "aws_secret_access_key": "any",
         "region_name": REGION,
-        "endpoint_url": url,
+        "endpoint_url": moto_url,
     }
     session = aioboto3.Session()
     async with session.client("autoscaling", **keys) as client, session.client("ec2", **keys) as ec2:
@@ -84,7 +83,7 @@ async def group_of_one(site: Site) -> Any:
 
 
 async def test_idle_worker_lowers_the_desired_capacity_on_moto(
-    site: Site, start_worker: StartWorker, imds: FakeImds, group_of_one: Any
+    site: Site, start_worker: StartWorker, imds: FakeImds, group_of_one: Any, moto_url: str
 ) -> None:
     client, name = group_of_one
 
@@ -97,7 +96,7 @@ async def test_idle_worker_lowers_the_desired_capacity_on_moto(
     worker = await start_worker(
         site,
         STT_AUTOSCALING_GROUP=name,
-        AWS_ENDPOINT_URL_AUTO_SCALING=site.services.servers.queues_url,
+        AWS_ENDPOINT_URL_AUTO_SCALING=moto_url,
         **IDLE,
         **imds.environment(),
     )

@@ -11,6 +11,7 @@ import pytest
 from tests.support.commands import StartWorker, Worker
 from tests.support.evidence.history import Call
 from tests.support.evidence.outputs import verified
+from tests.support.fakes.sqs import OpenSqs
 from tests.support.faults.calls import hold_after, hold_before
 from tests.support.faults.proxy import OpenProxy
 from tests.support.site import Counts, OpenSite, Site
@@ -87,6 +88,29 @@ async def test_worker_killed_at_each_step_of_a_job_leaves_it_to_another(
     successor.signal(signal.SIGTERM)
     assert await successor.wait() == 0
     assert not list(scratch.iterdir())
+
+
+async def test_worker_killed_before_it_learns_of_its_delete_leaves_nothing(
+    open_sqs: OpenSqs, open_proxy: OpenProxy, open_site: OpenSite, start_worker: StartWorker, speech: Path
+) -> None:
+    queues = await open_sqs()
+    proxy = await open_proxy(queues.url)
+    site = await open_site(visibility_timeout_s=_VISIBILITY_TIMEOUT_S, queues_url=proxy.url)
+    await site.put_recordings({"a.wav": speech})
+    victim = await start_worker(site)
+    await victim.wait_for("worker_started")
+    with site.gateway.fault("sqs", "DeleteMessage", hold_before, times=1) as held:
+        await site.send(site.job("a.wav"))
+        await held.has_struck()
+        proxy.hold("down")
+    queue = queues.sqs.queue(site.services.queues.name)
+    await wait_until(lambda: not any(queue.counts()), what="the message to be deleted")
+    await _kill(victim)
+    [delete] = site.history.of("sqs", "DeleteMessage")
+    await wait_until(lambda: delete.ended_s is not None, what="the gateway to notice that the worker is gone")
+    assert delete.served_status is None
+    proxy.release()
+    await verified(site, "a.wav")
 
 
 async def test_worker_killed_at_random_beside_another_loses_nothing(

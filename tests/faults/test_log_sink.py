@@ -14,7 +14,6 @@ from tests.support.commands import StartWorker
 from tests.support.evidence.outputs import verified
 from tests.support.faults.proxy import OpenProxy
 from tests.support.site import Counts, OpenSite, Site
-from tests.support.sqs.fixture import OpenSqs
 from tests.support.visibility import has_come_back
 from tests.support.waiting import wait_until
 
@@ -58,7 +57,6 @@ def unread(tmp_path: Path) -> Iterator[UnreadPipe]:
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 async def test_unread_log_stops_no_job_and_no_heartbeat_and_counts_lost_lines(
-    open_sqs: OpenSqs,
     open_site: OpenSite,
     start_worker: StartWorker,
     open_proxy: OpenProxy,
@@ -66,8 +64,7 @@ async def test_unread_log_stops_no_job_and_no_heartbeat_and_counts_lost_lines(
     speech: Path,
     unread: UnreadPipe,
 ) -> None:
-    queues = await open_sqs()  # the emulator takes minutes for so many messages
-    site = await open_site(visibility_timeout_s=6, queues_url=queues.url)
+    site = await open_site(visibility_timeout_s=6)
     clock = await open_site(visibility_timeout_s=6)
     source = await open_proxy(site.services.servers.objects.url)
     keys = ["first.wav", "held.wav", "last.wav"]

@@ -6,11 +6,10 @@ from typing import Any
 import orjson
 import pytest
 
+from stt_async.local.sqs.limits import MESSAGE_BYTES
 from tests.support.commands import StartWorker
 from tests.support.evidence.outputs import verified
-from tests.support.site import OpenSite, Site
-from tests.support.sqs.fixture import OpenSqs
-from tests.support.sqs.limits import MESSAGE_BYTES
+from tests.support.site import Site
 from tests.support.waiting import wait_until
 
 _ATTRIBUTES_BYTES = 10_000
@@ -80,10 +79,8 @@ async def test_malformed_message_is_dead_lettered_beside_jobs_that_succeed(
 
 @pytest.mark.filterwarnings("ignore:Sending a large body:ResourceWarning")  # of the test's own client
 async def test_message_of_the_largest_size_is_dead_lettered_with_its_reason(
-    open_sqs: OpenSqs, open_site: OpenSite, start_worker: StartWorker
+    site: Site, start_worker: StartWorker
 ) -> None:
-    fake = await open_sqs()  # no emulator counts attributes, as SQS does
-    site = await open_site(queues_url=fake.url)
     await site.send("x" * MESSAGE_BYTES)
     worker = await start_worker(site, "--once")
     await worker.wait_for("job_failed")

@@ -1,7 +1,7 @@
 """Scenarios F10 and F12: receipt handles that are no longer the newest, or are older than 12 hours.
 
 On the fake SQS, because no emulator does what AWS documents here. AWS documents two effects of an old handle
-(`tests/support/sqs/queue.py`); both are tested.
+(`Stale` in `tests/support/fakes/sqs.py`); both are tested.
 """
 
 import signal
@@ -12,14 +12,12 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
+from stt_async.local.sqs.limits import VISIBILITY_TIMEOUT_S as LONGEST_S
 from tests.support.commands import StartWorker, Worker
 from tests.support.evidence.outputs import verified
+from tests.support.fakes.sqs import ClockedSqs, OpenSqs, Stale
 from tests.support.faults.proxy import OpenProxy, Proxy
 from tests.support.site import Counts, OpenSite, Site
-from tests.support.sqs.fixture import OpenSqs
-from tests.support.sqs.limits import VISIBILITY_TIMEOUT_S as LONGEST_S
-from tests.support.sqs.queue import Stale
-from tests.support.sqs.server import FakeSqs
 from tests.support.stages import KEY, Held, HoldJob
 from tests.support.waiting import wait_until
 
@@ -36,7 +34,7 @@ HEARTBEATS_A_LEASE = 3
 class Contest:
     """A worker in mid-download, and an idle one that will be held there as well."""
 
-    fake: FakeSqs
+    fake: ClockedSqs
     site: Site
     held: Held
     successor: Worker
@@ -145,11 +143,13 @@ async def test_message_held_for_12_hours_is_abandoned_and_done_at_next_receive(
     fake = await open_sqs()
     site = await open_site(visibility_timeout_s=30, queues_url=fake.url)
     held = await hold_job(site, **ONE_SLOT)
-    queue = fake.model.queue(site.services.queues.name)
+    queue = fake.sqs.queue(site.services.queues.name)
     # As if it had been extended for 12 hours: 25 s are left, and the next heartbeat, in 10 s, sets 30.
-    [(handle, received_s)] = queue.in_flight().items()
-    left_s = int(LONGEST_S - (queue.clock.now_s() - received_s)) - 1
-    queue.change_visibility(handle, left_s)
+    [message] = queue._messages.values()
+    assert message.handle is not None
+    assert message.first_received_s is not None
+    left_s = int(LONGEST_S - (queue.now_s() - message.first_received_s)) - 1
+    queue.change_visibility(message.handle, left_s)
     fake.advance(left_s - 25)
     (lost,) = await held.worker.wait_for("job_lease_lost")
     assert "InvalidParameterValue" in lost["error"]

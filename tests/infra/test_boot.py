@@ -17,6 +17,7 @@ from stt_async.local.servers import LocalServers, local_servers, open_services
 from tests.support.fakes.autoscaling import FakeAutoScaling
 from tests.support.fakes.autoscaling import serve as serve_autoscaling
 from tests.support.fakes.imds import INSTANCE_ID, FakeImds
+from tests.support.fakes.moto import moto_server
 from tests.support.faults.proxy import OpenProxy
 from tests.support.machines import nspawn
 from tests.support.machines.instance import (
@@ -72,7 +73,14 @@ async def servers(_network: None, tmp_path_factory: pytest.TempPathFactory) -> A
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
-async def _releases(servers: LocalServers, artifact: Artifact) -> None:
+async def parameters_url(_network: None, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[str]:
+    """The Parameter Store, in the network of the machines."""
+    async with moto_server(tmp_path_factory.mktemp("moto") / "moto.log") as url:
+        yield url
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def _releases(servers: LocalServers, parameters_url: str, artifact: Artifact) -> None:
     """A bucket with this release and one whose bytes do not match its name; MinIO's key in the Parameter Store."""
     keys = servers.objects.owner
     async with s3_client(servers.objects.url, keys) as s3:
@@ -82,7 +90,7 @@ async def _releases(servers: LocalServers, artifact: Artifact) -> None:
         await s3.put_object(Bucket=RELEASES, Key=f"releases/{MISMATCHED}.tar.gz", Body=b"other bytes")
     ssm_client = aioboto3.Session().client(
         "ssm",
-        endpoint_url=servers.queues_url,
+        endpoint_url=parameters_url,
         region_name=REGION,
         aws_access_key_id=keys.access_key,
         aws_secret_access_key=keys.secret_key,
@@ -109,12 +117,15 @@ async def _metadata(servers: LocalServers) -> AsyncIterator[None]:
 
 
 @pytest.fixture
-def furnished(site: Site, autoscaling: FakeAutoScaling, _metadata: None, tmp_path: Path) -> Furnished:
+def furnished(
+    site: Site, autoscaling: FakeAutoScaling, parameters_url: str, _metadata: None, tmp_path: Path
+) -> Furnished:
     """A function that returns a disk with the addresses of this test's services: `furnished(STT_…="…")`."""
 
     def disk(**settings: str) -> Path:
-        furnish(tmp_path / "disk", site.services, autoscaling.port, **settings)
-        return tmp_path / "disk"
+        folder = tmp_path / "disk"
+        furnish(folder, site.services, autoscaling_port=autoscaling.port, parameters_url=parameters_url, **settings)
+        return folder
 
     return disk
 
@@ -137,7 +148,12 @@ class FirstBoot:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def first_boot(
-    servers: LocalServers, _releases: None, debian: Path, artifact: Artifact, tmp_path_factory: pytest.TempPathFactory
+    servers: LocalServers,
+    parameters_url: str,
+    _releases: None,
+    debian: Path,
+    artifact: Artifact,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> AsyncIterator[FirstBoot]:
     """Run the user data on a plain machine, once. Other machines boot from its disk."""
     folder = tmp_path_factory.mktemp("first-boot")
@@ -145,7 +161,7 @@ async def first_boot(
         servers, source_bucket="source-first", output_bucket="first", split_queue="first", visibility_timeout_s=30
     )
     async with serve_autoscaling() as group, _metadata_service(servers):
-        furnish(folder / "disk", services, group.port)
+        furnish(folder / "disk", services, autoscaling_port=group.port, parameters_url=parameters_url)
         async with booted([debian], folder / "disk", folder / "log") as machine:
             done = await _run_user_data(machine, user_data(services, artifact.sha256))
             if done.returncode == 0:

@@ -4,14 +4,17 @@ import re
 import shlex
 import signal
 import sys
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import orjson
 import psutil
 import pytest
+import soundfile
 
 from stt_async.job import AUDIO_SUFFIXES
+from stt_async.local.demo import VISIBILITY_TIMEOUT_S
 from stt_async.local.process import ChildProcess, plain_environment
 from tests.support.commands import run_command
 from tests.support.recordings import ROOT
@@ -57,6 +60,25 @@ async def test_demo_does_each_sample_once_and_keeps_its_services_until_ctrl_c(
         await _assert_interruptible(process)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+async def test_demo_of_a_thousand_recordings_ends_with_its_last_job(tmp_path: Path, speech: Path) -> None:
+    sound, rate = soundfile.read(speech, dtype="int16")
+    (tmp_path / "in").mkdir()
+    for n in range(1000):
+        soundfile.write(tmp_path / "in" / f"{n:04d}.wav", sound[n * 10 : n * 10 + 2 * rate], rate)
+    _, counts = await _demo(tmp_path / "in", "--out", tmp_path / "out", timeout_s=800)
+    assert counts == {"accounted_for": 1000, "all": 1000, "before": 0, "sent": 1000}
+    assert _job_events(tmp_path / "out") == {"job_succeeded"}, "each message is received once"
+    lines = [orjson.loads(line) for line in (tmp_path / "out" / "logs" / "worker.log").read_bytes().splitlines()]
+    done, stopped = [
+        datetime.fromisoformat(line["timestamp"])
+        for line in lines
+        if line["event"] in {"job_succeeded", "worker_stopped"}
+    ][-2:]
+    assert stopped - done < timedelta(seconds=VISIBILITY_TIMEOUT_S), "the worker waited for no visibility timeout"
+
+
 @pytest.mark.parametrize("running", ["servers", "worker"])
 async def test_ctrl_c_stops_every_process(tmp_path: Path, running: str) -> None:
     out = tmp_path / "out"
@@ -89,9 +111,9 @@ async def test_every_real_recording_is_accounted_for_and_done_once(tmp_path: Pat
     assert _job_events(tmp_path) == set()
 
 
-async def _demo(*arguments: str | Path) -> tuple[str, dict[str, int]]:
+async def _demo(*arguments: str | Path, timeout_s: float = 2 * _TIMEOUT_S) -> tuple[str, dict[str, int]]:
     """Run the demo to its end; return its output and the counts in it."""
-    finished = await run_command("demo", *map(str, arguments), environment={}, timeout_s=2 * _TIMEOUT_S)
+    finished = await run_command("demo", *map(str, arguments), environment={}, timeout_s=timeout_s)
     assert finished.returncode == 0, finished.stdout + finished.stderr
     return finished.stdout, _counts(finished.stdout)
 

@@ -37,7 +37,7 @@ async def _sent_keys(site: Site) -> list[str]:
 
 
 async def test_listing_of_several_pages_is_sent_once_and_options_select(site: Site) -> None:
-    # Few recordings, as the emulator is slow with a thousand messages. The first page ends with voa/0996.
+    # The first page ends with voa/0996.
     recordings = {1, 995, 996, 997, 998, _OBJECTS}
     voa = {n: f"voa/{n:04d}.{'mp3' if n in recordings else 'txt'}" for n in range(1, _OBJECTS + 1)}
     amdo = ["amdo/1.mp3", "amdo/2.mp3", "amdo/3.mp3"]

@@ -195,7 +195,7 @@ async def test_server_that_does_not_start_shows_its_log(
 ) -> None:
     taken = _port(servers.queues_url)
     monkeypatch.setattr(servers_module, "free_ports", lambda count: [taken, *free_ports(count)[1:]])
-    with pytest.raises(DependencyError, match=r"(?s)SQS emulator ended .* log .*moto\.log:\n.*in use"):
+    with pytest.raises(DependencyError, match=r"(?s)SQS server ended .* log .*sqs\.log:\n.*in use"):
         async with local_services(tmp_path):
             pass
 

@@ -1,8 +1,9 @@
-"""One contract of SQS, held by our fake and by the emulators: so the fake is known to be right, and what the emulators
-do otherwise is known, too. A deviation is a strict xfail: the day it is mended, its line here has to go.
+"""One contract of SQS for our server and two emulators, so that ours is known to be right.
 
-The pages that the rules come from are named in tests/support/sqs. Times: the fake's clock is pushed, the others are
-waited for, by a condition.
+A deviation of an emulator is a strict xfail: once it is fixed, its line here has to go.
+
+The modules of stt_async/local/sqs name the pages that the rules come from. Our server's clock is advanced; the others
+are waited for, by a condition.
 """
 
 import asyncio
@@ -20,9 +21,8 @@ import pytest_asyncio
 from botocore.exceptions import ClientError
 
 from stt_async.local.loopback import Keys, sqs_client
+from tests.support.fakes.sqs import ClockedSqs, OpenSqs
 from tests.support.site import Counts
-from tests.support.sqs.fixture import OpenSqs
-from tests.support.sqs.server import FakeSqs
 from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -38,15 +38,15 @@ class Service:
     """An SQS with one queue on it, whose visibility timeout is 60 s, and its dead-letter queue."""
 
     sqs: "SQSClient"
-    fake: FakeSqs | None
+    ours: ClockedSqs | None
     name: str
     url: str
     dead_letter_url: str
 
     def pass_time(self, seconds: float) -> None:
-        """Push the fake's clock; the time of others passes by itself."""
-        if self.fake is not None:
-            self.fake.advance(seconds)
+        """Advance our server's clock; the time of the others passes by itself."""
+        if self.ours is not None:
+            self.ours.advance(seconds)
 
     async def send(self, *bodies: str) -> None:
         for body in bodies:
@@ -85,8 +85,8 @@ class Service:
         )
 
 
-def contract(*, fake: str = "fake", **deviations: str) -> pytest.MarkDecorator:
-    """Run a test on the fake (in one of its two ways), moto and ministack; `deviations` say why it fails on one."""
+def contract(*, ours: str = "ours", **deviations: str) -> pytest.MarkDecorator:
+    """Run a test on ours (with or without old handles), moto and ministack; `deviations` say why it fails on one."""
     services = [
         pytest.param(
             name,
@@ -98,19 +98,19 @@ def contract(*, fake: str = "fake", **deviations: str) -> pytest.MarkDecorator:
             if name in deviations
             else (),
         )
-        for name in (fake, "moto", "ministack")
+        for name in (ours, "moto", "ministack")
     ]
     return pytest.mark.parametrize("server", services, indirect=True)
 
 
-HONOURED = "fake-honours-old-handles"
+HONOURED = "ours-honouring-old-handles"
 
 
 @pytest.fixture(scope="session")
 def server(request: pytest.FixtureRequest) -> str:
-    """Its name for a fake, its URL for an emulator. Not async: it asks for fixtures of another loop."""
+    """The name of ours, the URL of an emulator. Not async: it asks for fixtures of another loop."""
     if request.param == "moto":
-        return str(request.getfixturevalue("servers").queues_url)
+        return str(request.getfixturevalue("moto_url"))
     if request.param == "ministack":
         return str(request.getfixturevalue("ministack"))
     return str(request.param)
@@ -118,17 +118,17 @@ def server(request: pytest.FixtureRequest) -> str:
 
 @pytest_asyncio.fixture
 async def service(server: str, open_sqs: OpenSqs) -> AsyncIterator[Service]:
-    fake = None
+    ours = None
     if not server.startswith("http"):
-        fake = await open_sqs(stale="honoured" if server == HONOURED else "ignored")
-    async with sqs_client(fake.url if fake else server, Keys.random()) as sqs:
+        ours = await open_sqs(stale="honoured" if server == HONOURED else "ignored")
+    async with sqs_client(ours.url if ours else server, Keys.random()) as sqs:
         name = f"contract-{uuid.uuid4().hex}"
         dead_letter_url = (await sqs.create_queue(QueueName=f"{name}-dlq"))["QueueUrl"]
         told = await sqs.get_queue_attributes(QueueUrl=dead_letter_url, AttributeNames=["QueueArn"])
         policy = {"deadLetterTargetArn": told["Attributes"]["QueueArn"], "maxReceiveCount": MAX_RECEIVES}
         attributes: Any = {"VisibilityTimeout": "60", "RedrivePolicy": orjson.dumps(policy).decode()}
         url = (await sqs.create_queue(QueueName=name, Attributes=attributes))["QueueUrl"]
-        yield Service(sqs, fake, name, url, dead_letter_url)
+        yield Service(sqs, ours, name, url, dead_letter_url)
 
 
 @contextmanager
@@ -143,6 +143,8 @@ def refused(*codes: str) -> Iterator[None]:
 async def test_a_queue_is_found_by_its_name_until_it_is_deleted(service: Service) -> None:
     found = await service.sqs.get_queue_url(QueueName=service.name)
     assert found["QueueUrl"] == service.url
+    listed = await service.sqs.list_queues(QueueNamePrefix=service.name)
+    assert sorted(listed["QueueUrls"]) == [service.url, service.dead_letter_url]
     await service.sqs.delete_queue(QueueUrl=service.url)
     with pytest.raises(service.sqs.exceptions.QueueDoesNotExist):
         await service.send("a")
@@ -247,7 +249,7 @@ async def test_a_deleted_message_never_comes_back_and_is_deleted_only_once(servi
     await service.delete(message)
     await service.delete(message)
     service.pass_time(10)
-    assert await service.receive(WaitTimeSeconds=2 if service.fake is None else 0) == []
+    assert await service.receive(WaitTimeSeconds=2 if service.ours is None else 0) == []
     assert await service.counts() == Counts(visible=0, in_flight=0)
 
 
@@ -289,7 +291,7 @@ async def test_an_old_handle_changes_nothing(service: Service) -> None:
     assert await service.counts() == Counts(visible=0, in_flight=1)
 
 
-@contract(fake=HONOURED, ministack="ReceiptHandleIsInvalid")
+@contract(ours=HONOURED, ministack="ReceiptHandleIsInvalid")
 async def test_or_an_old_handle_does_what_the_newest_can(service: Service) -> None:
     await service.send("a")
     old = await service.receive_one(VisibilityTimeout=1)

@@ -14,7 +14,6 @@ from tests.support.children import kill_splitting_children
 from tests.support.commands import StartWorker
 from tests.support.faults.calls import delay
 from tests.support.site import OpenSite, Site
-from tests.support.sqs.fixture import OpenSqs
 from tests.support.waiting import wait_until
 
 JOBS = min(600, int(os.environ.get("STT_TEST_SOAK_JOBS", "150")))
@@ -26,13 +25,10 @@ _WORKER = {"STT_PROCESSES": "2", "STT_SLOTS": "4", "STT_DOWNLOADS": "4"}
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 async def test_recording_that_kills_its_child_costs_the_others_little(
-    open_sqs: OpenSqs, open_site: OpenSite, start_worker: StartWorker, speech: Path, five_minutes: Path
+    open_site: OpenSite, start_worker: StartWorker, speech: Path, five_minutes: Path
 ) -> None:
-    async def site() -> Site:
-        return await open_site(queues_url=(await open_sqs()).url)
-
-    calm = await _jobs_s(await site(), start_worker, speech, poison=None)
-    rough = await _jobs_s(await site(), start_worker, speech, poison=five_minutes)
+    calm = await _jobs_s(await open_site(), start_worker, speech, poison=None)
+    rough = await _jobs_s(await open_site(), start_worker, speech, poison=five_minutes)
     print(  # noqa: T201 - the result, shown with -s
         f"\n{JOBS} jobs: {calm:.2f} jobs/s; beside a recording that kills {MAX_RECEIVES} children: "
         f"{rough:.2f} jobs/s, {rough / calm:.2f} of that rate"

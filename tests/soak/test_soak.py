@@ -21,10 +21,9 @@ from tests.soak.fleet import SLOTS, Fleet
 from tests.soak.jobs import SOURCE_LATENCY_S, Commits, excerpts, wait_for_commits
 from tests.support.commands import StartWorker
 from tests.support.evidence.outputs import verified
+from tests.support.fakes.sqs import OpenSqs, Skew
 from tests.support.faults.calls import delay
 from tests.support.site import OpenSite, Site
-from tests.support.sqs.fixture import OpenSqs
-from tests.support.sqs.queue import Skew
 from tests.support.waiting import wait_until
 
 JOBS = int(os.environ.get("STT_TEST_SOAK_JOBS", "150"))

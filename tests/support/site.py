@@ -234,7 +234,7 @@ OpenSite = Callable[..., Awaitable[Site]]
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def servers(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[LocalServers]:
-    """One S3 server and one SQS emulator for the whole session.
+    """One S3 server and one SQS server for the whole session.
 
     They run on the loop of the session, and tests on other loops: tests use their addresses and keys only.
     """
@@ -246,7 +246,7 @@ async def servers(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Loc
 async def open_site(servers: LocalServers) -> AsyncIterator[OpenSite]:
     """A function that opens a site for the test: `await open_site(visibility_timeout_s=3)`.
 
-    Its queues are on the session's emulator, or on an SQS at a given URL (request the fixture `open_sqs` first).
+    Its queues are on the session's server, or on an SQS at a given URL (request the fixture `open_sqs` first).
     """
     async with AsyncExitStack() as stack:
         owner = servers.objects.owner

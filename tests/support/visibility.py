@@ -1,4 +1,4 @@
-"""Visibility timeouts, timed by the emulator of the queue."""
+"""Visibility timeouts, timed by the queue's server."""
 
 from tests.support.site import Site
 

@@ -222,6 +222,13 @@ def _committed_without_an_answer_then_read(story: Story) -> None:
     story.deleted()
 
 
+def _killed_before_its_delete_was_answered(story: Story) -> None:
+    story.done()
+    delete = story.history.calls[-1]
+    delete.was_passed_on, delete.served_status, delete.status = True, None, None
+    story.left_in_queue = 1  # the server never got it; had it done so, none would be left
+
+
 def _failure_records_and_the_probe(story: Story) -> None:
     story.put(".stt-async-probe", b"probe")
     story.done()
@@ -282,6 +289,7 @@ def _delivered_twice_at_once(story: Story) -> None:
         _lost_the_race_for_the_commit,
         _killed_and_done_by_another_worker,
         _committed_without_an_answer_then_read,
+        _killed_before_its_delete_was_answered,
         _failure_records_and_the_probe,
         _idle_with_its_log_open,
         _stopped_shortly_before_the_visibility_timeout,

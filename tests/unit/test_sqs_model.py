@@ -1,18 +1,19 @@
-"""The fake SQS: what must hold whatever is asked of it, and each special case. Its modules name the rules' sources."""
+"""The local SQS under any sequence of calls, and the odd deliveries that tests add to it.
+
+tests/integration/test_sqs_contract.py has the single rules; the modules of stt_async/local/sqs name their sources.
+"""
 
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import orjson
-import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from tests.support.sqs.clock import Clock
-from tests.support.sqs.limits import RefusedError
-from tests.support.sqs.model import Sqs
-from tests.support.sqs.operations import Answer, perform, wait_time_s
-from tests.support.sqs.queue import Counts, Queue, Skew, Stale
+from stt_async.local.sqs.limits import RefusedError
+from stt_async.local.sqs.model import Sqs
+from stt_async.local.sqs.queue import Queue
+from tests.support.fakes.sqs import Clock, Skew, Stale, odd_sqs
 
 START_S = 1_700_000_000.0
 LIMIT = 3
@@ -58,7 +59,8 @@ class Delivery(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.sqs = Sqs(still_clock(), stale=self.stale, skew=self.skew)
+        self.clock = still_clock()
+        self.sqs = odd_sqs(self.clock, stale=self.stale, skew=self.skew)
         jobs, dead = queue_pair(self.sqs, MessageRetentionPeriod="1209600")
         self.sqs.set_attributes(dead, {"MessageRetentionPeriod": "1209600"})
         self.queues = {"jobs": jobs, "dead": dead}
@@ -66,7 +68,7 @@ class Delivery(RuleBasedStateMachine):
 
     @property
     def now_s(self) -> float:
-        return self.sqs.clock.now_s()
+        return self.clock.now_s()
 
     @rule(delay_s=st.sampled_from([0, 0, 60]))
     def send(self, delay_s: int) -> None:
@@ -136,7 +138,7 @@ class Delivery(RuleBasedStateMachine):
 
     @rule(seconds=st.sampled_from([1, 29, 30, 600, 19_000]))
     def pass_time(self, seconds: int) -> None:
-        self.sqs.clock.advance(seconds)
+        self.clock.advance(seconds)
 
     @invariant()
     def nothing_is_lost(self) -> None:
@@ -144,11 +146,11 @@ class Delivery(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         """Time alone brings back everything that was not deleted."""
-        self.sqs.clock.advance(CAP_S)
+        self.clock.advance(CAP_S)
         delivered = set()
         for queue in self.queues.values():
+            self.clock.advance(self.skew.late_s)
             while queue.counts().visible:
-                self.sqs.clock.advance(self.skew.late_s)
                 messages = queue.receive(most=10, visibility_timeout_s=CAP_S, redrive=self.sqs.redrive(queue))
                 delivered |= {message.message_id for message in messages}
         assert delivered == {message_id for message_id, known in self.known.items() if known.where != "deleted"}
@@ -195,16 +197,6 @@ TestHonouringOldHandles = HonouringOldHandles.TestCase
 TestSkewed = Skewed.TestCase
 
 
-@pytest.fixture
-def sqs() -> Sqs:
-    return Sqs(still_clock())
-
-
-def ask(sqs: Sqs, operation: str, **parameters: Any) -> Answer:
-    """One request to the queue `jobs`."""
-    return perform(sqs, operation, {"QueueUrl": "/jobs"} | parameters)
-
-
 def receive(queue: Queue, *, timeout_s: int = 30) -> str:
     """Receive the one message; its handle."""
     [message] = queue.receive(most=1, visibility_timeout_s=timeout_s, redrive=None)
@@ -212,225 +204,52 @@ def receive(queue: Queue, *, timeout_s: int = 30) -> str:
     return message.handle
 
 
-def test_what_is_visible_again_is_not_in_flight(sqs: Sqs) -> None:
-    jobs, _ = queue_pair(sqs)
-    jobs.send("a", {}, delay_s=0)
-    handle = receive(jobs)
-    sqs.clock.advance(29)
-    jobs.change_visibility(handle, 30)
-    sqs.clock.advance(30)
-    assert attempted(jobs.change_visibility, handle, 30) == "MessageNotInflight"
-    assert jobs.counts() == Counts(visible=1, in_flight=0, delayed=0)
-
-
-@pytest.mark.parametrize("stale", ["ignored", "honoured"])
-def test_an_old_handle_has_no_power_or_all_of_it(stale: Stale) -> None:
-    jobs, _ = queue_pair(Sqs(still_clock(), stale=stale))
-    jobs.send("a", {}, delay_s=0)
-    old = receive(jobs, timeout_s=0)
-    new = receive(jobs)
-    if stale == "ignored":
-        assert attempted(jobs.change_visibility, old, 60) == "InvalidParameterValue"
-    else:
-        jobs.change_visibility(old, 60)
-    jobs.delete(old)
-    assert jobs.counts().in_flight == (1 if stale == "ignored" else 0)
-    jobs.delete(new)
-    jobs.delete(new)
-    assert jobs.counts() == Counts(visible=0, in_flight=0, delayed=0)
-
-
-def test_one_receive_lasts_for_12_hours_however_often_it_is_extended(sqs: Sqs) -> None:
-    jobs, _ = queue_pair(sqs)
-    jobs.send("a", {}, delay_s=0)
-    handle = receive(jobs, timeout_s=300)
-    for _ in range(CAP_S // 100 - 3):
-        sqs.clock.advance(100)
-        jobs.change_visibility(handle, 300)
-    sqs.clock.advance(100)
-    assert attempted(jobs.change_visibility, handle, 300) == "InvalidParameterValue"
-    jobs.change_visibility(handle, 200)
-    sqs.clock.advance(200)
-    assert attempted(jobs.change_visibility, handle, 0) == "MessageNotInflight"
-    sqs.clock.advance(1)
-    assert attempted(jobs.change_visibility, handle, 0) == "InvalidParameterValue"
-    assert attempted(jobs.delete, handle) == "InvalidParameterValue"
-    receive(jobs)
-
-
-def test_the_last_allowed_receive_is_followed_by_the_dead_letter_queue(sqs: Sqs) -> None:
-    jobs, dead = queue_pair(sqs)
-    sent = jobs.send("a", {}, delay_s=0)
-    for _ in range(LIMIT):
-        assert len(jobs.receive(most=10, visibility_timeout_s=30, redrive=sqs.redrive(jobs))) == 1
-        sqs.clock.advance(30)
-    assert (jobs.counts().visible, dead.counts().visible) == (1, 0)
-    assert jobs.receive(most=10, visibility_timeout_s=30, redrive=sqs.redrive(jobs)) == []
-    [letter] = dead.receive(most=10, visibility_timeout_s=30, redrive=sqs.redrive(dead))
-    assert (letter.message_id, letter.sent_s) == (sent.message_id, START_S)
-    assert (letter.receive_count, letter.dead_letter_source) == (LIMIT + 1, jobs.arn)
-
-
-def test_a_message_is_kept_for_the_retention_period_from_when_it_was_sent(sqs: Sqs) -> None:
+def test_a_message_is_kept_for_the_retention_period_from_when_it_was_sent() -> None:
+    clock = still_clock()
+    sqs = odd_sqs(clock)
     jobs, dead = queue_pair(sqs, MessageRetentionPeriod="120")
     sqs.set_attributes(dead, {"MessageRetentionPeriod": "180"})
     jobs.send("moved", {}, delay_s=0)
     for _ in range(LIMIT):
         receive(jobs, timeout_s=0)
     jobs.send("stays", {}, delay_s=0)
-    sqs.clock.advance(119)
+    clock.advance(119)
     assert jobs.receive(most=1, visibility_timeout_s=0, redrive=sqs.redrive(jobs))[0].body == "stays"
-    sqs.clock.advance(1)
+    clock.advance(1)
     assert (jobs.counts().visible, dead.counts().visible) == (0, 1)
-    sqs.clock.advance(60)
+    clock.advance(60)
     assert dead.counts().visible == 0
 
 
-def test_delays_and_waits_are_those_of_the_queue_unless_asked_otherwise(sqs: Sqs) -> None:
-    jobs, _ = queue_pair(sqs, DelaySeconds="10", ReceiveMessageWaitTimeSeconds="7")
-    ask(sqs, "SendMessage", MessageBody="delayed")
-    ask(sqs, "SendMessage", MessageBody="at once", DelaySeconds=0)
-    assert jobs.counts() == Counts(visible=1, in_flight=0, delayed=1)
-    assert jobs.next_due_s() == START_S + 10
-    sqs.clock.advance(10)
-    assert jobs.counts().visible == 2
-    assert jobs.next_due_s() is None
-    assert (wait_time_s(sqs, "jobs", None), wait_time_s(sqs, "jobs", 0)) == (7, 0)
-    assert attempted(wait_time_s, sqs, "jobs", 21) == "InvalidParameterValue"
-
-
-def test_a_batch_tells_of_each_entry(sqs: Sqs) -> None:
-    jobs, _ = queue_pair(sqs)
-    answer = ask(
-        sqs,
-        "SendMessageBatch",
-        Entries=[{"Id": "good", "MessageBody": "a"}, {"Id": "bad", "MessageBody": ""}],
-    )
-    assert [each["Id"] for each in answer["Successful"]] == ["good"]
-    assert [(each["Id"], each["Code"]) for each in answer["Failed"]] == [("bad", "MissingParameter")]
-    handle = receive(jobs, timeout_s=0)
-    entry = {"ReceiptHandle": handle, "VisibilityTimeout": 30}
-    answer = ask(sqs, "ChangeMessageVisibilityBatch", Entries=[{"Id": "0"} | entry])
-    assert [each["Code"] for each in answer["Failed"]] == ["AWS.SimpleQueueService.MessageNotInflight"]
-    assert answer["Successful"] == []
-
-
-@pytest.mark.parametrize(
-    ("ids", "shape"),
-    [
-        ([], "EmptyBatchRequest"),
-        ([str(n) for n in range(11)], "TooManyEntriesInBatchRequest"),
-        (["a", "a"], "BatchEntryIdsNotDistinct"),
-        (["a b"], "InvalidBatchEntryId"),
-    ],
-)
-def test_a_batch_that_is_none_does_nothing(sqs: Sqs, ids: list[str], shape: str) -> None:
-    jobs, _ = queue_pair(sqs)
-    entries = [{"Id": each, "MessageBody": "a"} for each in ids]
-    assert attempted(lambda: ask(sqs, "SendMessageBatch", Entries=entries)) == shape
-    assert jobs.counts().visible == 0
-
-
-def test_a_batch_may_have_a_mebibyte_in_all(sqs: Sqs) -> None:
-    queue_pair(sqs)
-    half = "x" * 524_288
-    ask(sqs, "SendMessageBatch", Entries=[{"Id": "0", "MessageBody": half}, {"Id": "1", "MessageBody": half}])
-    too_long = [{"Id": "0", "MessageBody": half}, {"Id": "1", "MessageBody": half + "x"}]
-    assert attempted(lambda: ask(sqs, "SendMessageBatch", Entries=too_long)) == "BatchRequestTooLong"
-
-
-@pytest.mark.parametrize(
-    ("parameters", "shape"),
-    [
-        ({"MessageBody": ""}, "MissingParameter"),
-        ({"MessageBody": "\x0b"}, "InvalidMessageContents"),
-        ({"MessageBody": "x" * 1025}, "InvalidParameterValue"),
-        ({"MessageBody": "a", "DelaySeconds": 901}, "InvalidParameterValue"),
-        ({"MessageBody": "a", "MessageGroupId": "g"}, "UnsupportedOperation"),
-        (
-            {"MessageBody": "a", "MessageAttributes": {"n": {"DataType": "String", "StringValue": ""}}},
-            "InvalidParameterValue",
-        ),
-        (
-            {"MessageBody": "a", "MessageAttributes": {"n": {"DataType": "String", "StringValue": "x" * 1018}}},
-            "InvalidParameterValue",
-        ),
-        (
-            {
-                "MessageBody": "a",
-                "MessageAttributes": {str(n): {"DataType": "Number", "StringValue": "1"} for n in range(11)},
-            },
-            "InvalidParameterValue",
-        ),
-    ],
-)
-def test_what_cannot_be_sent_is_refused(sqs: Sqs, parameters: dict[str, Any], shape: str) -> None:
-    jobs, _ = queue_pair(sqs, MaximumMessageSize="1024")
-    assert attempted(lambda: ask(sqs, "SendMessage", **parameters)) == shape
-    assert jobs.counts().visible == 0
-
-
-def test_the_attributes_asked_for_are_told_and_no_others(sqs: Sqs) -> None:
-    queue_pair(sqs)
-    kinds = {name: {"DataType": "String", "StringValue": name} for name in ("code", "other")}
-    ask(sqs, "SendMessage", MessageBody="a", MessageAttributes=kinds)
-
-    def told(*names: str) -> set[str]:
-        [message] = ask(sqs, "ReceiveMessage", VisibilityTimeout=0, MessageAttributeNames=names)["Messages"]
-        assert "Attributes" not in message
-        return set(message.get("MessageAttributes", {}))
-
-    assert told() == set()
-    assert told("code") == {"code"}
-    assert told("All") == {"code", "other"}
-
-
-def test_what_is_not_part_of_it_is_refused(sqs: Sqs) -> None:
-    jobs, _ = queue_pair(sqs)
-    assert attempted(perform, sqs, "ListQueueTags", {"QueueUrl": "jobs"}) == "UnsupportedOperation"
-    assert attempted(sqs.create_queue, "jobs.fifo", {}) == "InvalidParameterValue"
-    assert attempted(sqs.set_attributes, jobs, {"KmsMasterKeyId": "k"}) == "InvalidAttributeName"
-    elsewhere = orjson.dumps({"deadLetterTargetArn": "arn:aws:sqs:r:0:nowhere", "maxReceiveCount": 1}).decode()
-    assert attempted(sqs.set_attributes, jobs, {"RedrivePolicy": elsewhere}) == "InvalidParameterValue"
-
-
-def test_a_redrive_policy_can_be_taken_away(sqs: Sqs) -> None:
-    jobs, _ = queue_pair(sqs)
-    sqs.set_attributes(jobs, {"RedrivePolicy": ""})
-    assert sqs.redrive(jobs) is None
-    assert "RedrivePolicy" not in sqs.attributes(jobs, ["All"])
-
-
 def test_skewed_delivery_gives_a_message_to_two_at_once() -> None:
-    jobs, _ = queue_pair(Sqs(still_clock(), skew=Skew(twice=1.0)))
+    jobs, _ = queue_pair(odd_sqs(still_clock(), skew=Skew(twice=1.0)))
     jobs.send("a", {}, delay_s=0)
     assert receive(jobs) != receive(jobs)
 
 
 def test_skewed_delivery_holds_a_message_back_for_a_while() -> None:
-    sqs = Sqs(still_clock(), skew=Skew(late=1.0, late_s=60))
-    jobs, _ = queue_pair(sqs)
+    clock = still_clock()
+    jobs, _ = queue_pair(odd_sqs(clock, skew=Skew(late=1.0, late_s=60)))
     jobs.send("a", {}, delay_s=0)
     assert jobs.receive(most=1, visibility_timeout_s=30, redrive=None) == []
-    assert jobs.counts().visible == 1
     due_s = jobs.next_due_s()
     assert due_s is not None
     assert START_S < due_s <= START_S + 60
-    sqs.clock.advance(60)
+    clock.advance(60)
     receive(jobs)
 
 
 def test_the_same_seed_strays_in_the_same_way() -> None:
     def story(seed: int) -> list[list[str]]:
-        sqs = Sqs(still_clock(), skew=Skew(twice=0.5, late=0.5, late_s=10), seed=seed)
-        jobs, _ = queue_pair(sqs)
+        clock = still_clock()
+        jobs, _ = queue_pair(odd_sqs(clock, skew=Skew(twice=0.5, late=0.5, late_s=10), seed=seed))
         for _ in range(10):
             jobs.send("a", {}, delay_s=0)
         received = []
         for _ in range(20):
             messages = jobs.receive(most=10, visibility_timeout_s=5, redrive=None)
             received.append([str(message.handle) for message in messages])
-            sqs.clock.advance(1)
+            clock.advance(1)
         return received
 
     assert story(1) == story(1)

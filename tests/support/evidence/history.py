@@ -12,8 +12,7 @@ import orjson
 
 from stt_async.manifest import MANIFEST_NAME
 
-Service = Literal["sqs", "s3", "minio", "other"]
-"""`other`: further services of the SQS emulator."""
+Service = Literal["sqs", "s3", "minio"]
 
 _APPLICATION = re.compile(r"\bapp/(\S+)")
 _MINIO_CLIENT = "miniopy"
@@ -65,6 +64,8 @@ class Call:
     """The body, of SQS calls and manifests only."""
     request_bytes: int = 0
     request_sha256: str = ""
+    was_passed_on: bool = False
+    """Whether the call reached the server. Without a `served_status`, its effect is unknown."""
     served_status: int | None = None
     """The server's status, whether or not it reached the sender."""
     served_s: float | None = None
@@ -219,9 +220,8 @@ def parse(service: Literal["sqs", "objects"], method: str, target: str, headers:
     application = _APPLICATION.search(agent)
     sender = application[1] if application else ""
     if service == "sqs":
-        protocol, _, operation = headers.get("X-Amz-Target", "").partition(".")
-        named: Service = "sqs" if protocol == "AmazonSQS" else "other"
-        return Call(service=named, operation=operation, sender=sender, method=method, target=target)
+        operation = headers.get("X-Amz-Target", "").removeprefix("AmazonSQS.")
+        return Call(service="sqs", operation=operation, sender=sender, method=method, target=target)
     path, _, query_string = target.partition("?")
     query = dict(parse_qsl(query_string, keep_blank_values=True))
     bucket, _, key = unquote(path).removeprefix("/").partition("/")

@@ -142,12 +142,16 @@ class Ledger:
         }
 
     def maybe_deleted(self) -> set[str]:
-        """Ids of the messages that were deleted by any receipt: the effect of an old one is not documented."""
+        """Ids of the messages that may be deleted.
+
+        A delete by any receipt counts, as the effect of an old one is not documented. So does a delete that the gateway
+        passed on without an answer: its sender was killed, and the gateway ends a call whose client is gone.
+        """
         return {
             delivery.message_id
             for delivery in self.deliveries
             for call in delivery.deletes
-            if _is_served(call, delivery.receipt)
+            if _is_served(call, delivery.receipt) or (call.was_passed_on and call.served_status is None)
         }
 
     def held_for(self, sender: str, prefix: str, at_s: float) -> list[Delivery]:

@@ -1,17 +1,14 @@
 """Two emulators of CloudFormation, and the resources of the template that each of them skips."""
 
 import json
-from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any
 
 import aioboto3
 import pytest
-import pytest_asyncio
 
-from stt_async.local.loopback import REGION, Keys, free_ports
-from stt_async.local.queues import queue_server
+from stt_async.local.loopback import REGION, Keys
 from tests.support.stack.cloudformation import load
 
 METRIC_MATH = frozenset({"FromZeroAlarm", "StuckAlarm", "BootAlarm"})
@@ -70,14 +67,12 @@ class Cloud:
         }
 
 
-@pytest_asyncio.fixture(scope="session", loop_scope="session")
-async def moto(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Cloud]:
+@pytest.fixture(scope="session")
+def moto(moto_url: str) -> Cloud:
     """Moto, which creates launch templates and groups, and skips alarms and policies."""
     template = load()
     skips = {name for name, each in template["Resources"].items() if each["Type"] in MOTO_SKIPS}
-    (port,) = free_ports(1)
-    async with queue_server(tmp_path_factory.mktemp("moto") / "moto.log", port=port, keys=_KEYS) as url:
-        yield Cloud("moto", url, frozenset(skips), json.dumps(template))
+    return Cloud("moto", moto_url, frozenset(skips), json.dumps(template))
 
 
 @pytest.fixture(scope="session")

@@ -208,6 +208,7 @@ class Gateway:
         headers = _passed_on(request.headers)
         if body is not None:
             headers["Content-Length"] = str(len(body))
+        call.was_passed_on = True
         answer = await stack.enter_async_context(
             self._session.request(
                 request.method,

@@ -63,7 +63,9 @@ def user_data(services: LocalServices, sha256: str) -> str:
     return text.replace("<Logs>", LOG_GROUP)
 
 
-def furnish(disk: Path, services: LocalServices, autoscaling_port: int, **settings: str) -> None:
+def furnish(
+    disk: Path, services: LocalServices, *, autoscaling_port: int, parameters_url: str, **settings: str
+) -> None:
     """Write the addresses of services to a disk, and settings that take precedence over those of the user data.
 
     Credentials come as on EC2: AWS's from the instance's role, MinIO's from the Parameter Store.
@@ -78,7 +80,7 @@ def furnish(disk: Path, services: LocalServices, autoscaling_port: int, **settin
     }
     lines = [f"{name}={value}\n" for name, value in (environment | settings).items() if name not in _NOT_ON_AN_INSTANCE]
     files = {
-        "etc/endpoints": f"S3={servers.objects.url} SSM={servers.queues_url} AUTOSCALING={autoscaling}\n",
+        "etc/endpoints": f"S3={servers.objects.url} SSM={parameters_url} AUTOSCALING={autoscaling}\n",
         "etc/stt-async/loopback.env": "".join(lines),
         f"etc/systemd/system/{WORKER}.d/loopback.conf": _SHORT_WAITS,
         "usr/local/bin/aws": _AWS,

@@ -1,34 +1,52 @@
-"""The operations of the SQS API: requests into calls of the model, and its answers into theirs. No I/O.
+"""The operations of the SQS API: requests to calls of the model, results to answers. No I/O.
 
-The parameters of each function are those of the operation's page in the API Reference, in our spelling. One that it
-does not have here is `UnsupportedOperation`: nothing is ignored in silence.
+The parameters of each function are those of the operation's page in the API Reference, in Python's spelling. botocore's
+own description of SQS checks names and types. A parameter that SQS has and this server does not have is
+`UnsupportedOperation`: nothing is silently ignored.
 """
 
 import hashlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import Any
 
+import botocore.session
 from botocore import xform_name
+from botocore.model import ServiceModel
+from botocore.validate import ParamValidator
 
-from tests.support.sqs import limits
-from tests.support.sqs.limits import RefusedError, require_range
-from tests.support.sqs.model import ACCOUNT, Sqs
-from tests.support.sqs.queue import Message, Queue
+from stt_async.local.sqs import limits
+from stt_async.local.sqs.limits import RefusedError, require_range
+from stt_async.local.sqs.model import ACCOUNT, Sqs
+from stt_async.local.sqs.queue import Message, Queue
 
 Answer = dict[str, Any]
 Entries = Sequence[Mapping[str, Any]]
 
 
 def perform(sqs: Sqs, operation: str, parameters: Mapping[str, Any]) -> Answer:
-    """Answer one request; a receive with what is there now.
+    """Answer one request; a receive with the messages that are visible now.
 
     Raises:
-        RefusedError: as SQS would, or what is asked for is not part of this fake.
+        RefusedError: SQS would refuse it, or this server does not have what it asks for.
     """
     function = _OPERATIONS.get(operation)
     if function is None:
-        raise RefusedError("UnsupportedOperation", f"{operation} is not part of this fake.")
+        raise RefusedError("UnsupportedOperation", f"{operation} is not part of this server.")
+    shape: Any = _description().operation_model(operation).input_shape
+    mistakes = ParamValidator().validate(parameters, shape)
+    if mistakes.has_errors():
+        raise RefusedError("ValidationError", mistakes.generate_report())
+    return _call(function, sqs, operation, parameters)
+
+
+@cache
+def _description() -> ServiceModel:
+    return botocore.session.get_session().get_service_model("sqs")
+
+
+def _call(function: Callable[..., Answer], sqs: Sqs, operation: str, parameters: Mapping[str, Any]) -> Answer:
     arguments = {xform_name(name): value for name, value in parameters.items()}
     try:
         inspect.signature(function).bind(sqs, **arguments)
@@ -37,20 +55,17 @@ def perform(sqs: Sqs, operation: str, parameters: Mapping[str, Any]) -> Answer:
     return function(sqs, **arguments)
 
 
-def wait_time_s(sqs: Sqs, queue_url: str, asked_s: int | None) -> int:
-    """How long a receive waits for a message to come: as asked, else as the queue says (API_ReceiveMessage.html)."""
-    if asked_s is None:
-        return int(sqs.queue(queue_url).attributes["ReceiveMessageWaitTimeSeconds"])
-    require_range("WaitTimeSeconds", asked_s, 0, limits.WAIT_TIME_S)
-    return asked_s
-
-
 def _create_queue(sqs: Sqs, *, queue_name: str, attributes: Mapping[str, str] | None = None) -> Answer:
-    return _url(sqs.create_queue(queue_name, attributes or {}))
+    return {"QueueUrl": _url(sqs, sqs.create_queue(queue_name, attributes or {}))}
+
+
+def _list_queues(sqs: Sqs, *, queue_name_prefix: str = "") -> Answer:
+    found = [_url(sqs, queue) for name, queue in sqs.queues.items() if name.startswith(queue_name_prefix)]
+    return {"QueueUrls": found} if found else {}
 
 
 def _get_queue_url(sqs: Sqs, *, queue_name: str) -> Answer:
-    return _url(sqs.queue(queue_name))
+    return {"QueueUrl": _url(sqs, sqs.queue(queue_name))}
 
 
 def _delete_queue(sqs: Sqs, *, queue_url: str) -> Answer:
@@ -113,11 +128,13 @@ def _receive_message(
     queue_url: str,
     max_number_of_messages: int = 1,
     visibility_timeout: int | None = None,
+    wait_time_seconds: int = 0,
     message_attribute_names: Sequence[str] = (),
     attribute_names: Sequence[str] = (),
     message_system_attribute_names: Sequence[str] = (),
 ) -> Answer:
     queue = sqs.queue(queue_url)
+    require_range("WaitTimeSeconds", wait_time_seconds, 0, limits.WAIT_TIME_S)  # the server waits, and asks again
     require_range("MaxNumberOfMessages", max_number_of_messages, 1, limits.MESSAGES_A_RECEIVE)
     timeout_s = int(queue.attributes["VisibilityTimeout"]) if visibility_timeout is None else visibility_timeout
     require_range("VisibilityTimeout", timeout_s, 0, limits.VISIBILITY_TIMEOUT_S)
@@ -146,6 +163,7 @@ def _change_message_visibility_batch(sqs: Sqs, *, queue_url: str, entries: Entri
 
 _OPERATIONS: dict[str, Callable[..., Answer]] = {
     "CreateQueue": _create_queue,
+    "ListQueues": _list_queues,
     "GetQueueUrl": _get_queue_url,
     "DeleteQueue": _delete_queue,
     "PurgeQueue": _purge_queue,
@@ -162,7 +180,7 @@ _OPERATIONS: dict[str, Callable[..., Answer]] = {
 
 
 def _batch(sqs: Sqs, operation: str, queue_url: str, entries: Entries) -> Answer:
-    """Do an operation for each entry; one that is refused leaves the others alone (API_SendMessageBatch.html)."""
+    """Do an operation for each entry; a refused entry does not affect the others (API_SendMessageBatch.html)."""
     sqs.queue(queue_url)
     limits.require_batch([entry["Id"] for entry in entries])
     done: list[Answer] = []
@@ -170,15 +188,15 @@ def _batch(sqs: Sqs, operation: str, queue_url: str, entries: Entries) -> Answer
     for entry in entries:
         parameters = {name: value for name, value in entry.items() if name != "Id"}
         try:
-            done.append({"Id": entry["Id"]} | perform(sqs, operation, {"QueueUrl": queue_url} | parameters))
+            answer = _call(_OPERATIONS[operation], sqs, operation, {"QueueUrl": queue_url} | parameters)
+            done.append({"Id": entry["Id"]} | answer)
         except RefusedError as error:
             failed.append({"Id": entry["Id"], "SenderFault": True, "Code": error.code, "Message": error.message})
     return {"Successful": done, "Failed": failed} if failed else {"Successful": done}
 
 
-def _url(queue: Queue) -> Answer:
-    """Without the host: the server knows it."""
-    return {"QueueUrl": f"/{ACCOUNT}/{queue.name}"}
+def _url(sqs: Sqs, queue: Queue) -> str:
+    return f"{sqs.url}/{ACCOUNT}/{queue.name}"
 
 
 def _message(message: Message, system_names: set[str], names: Sequence[str]) -> Answer:
@@ -188,10 +206,9 @@ def _message(message: Message, system_names: set[str], names: Sequence[str]) -> 
         "Body": message.body,
         "MD5OfBody": _md5(message.body),
     }
-    assert message.first_received_s is not None
     system = {
         "ApproximateReceiveCount": str(message.receive_count),
-        "ApproximateFirstReceiveTimestamp": str(round(message.first_received_s * 1000)),
+        "ApproximateFirstReceiveTimestamp": str(round((message.first_received_s or 0.0) * 1000)),
         "SentTimestamp": str(round(message.sent_s * 1000)),
     }
     if message.dead_letter_source is not None:
@@ -202,4 +219,4 @@ def _message(message: Message, system_names: set[str], names: Sequence[str]) -> 
 
 
 def _md5(body: str) -> str:
-    return hashlib.md5(body.encode()).hexdigest()  # noqa: S324 - what SQS answers with
+    return hashlib.md5(body.encode()).hexdigest()  # noqa: S324 - SQS answers with MD5

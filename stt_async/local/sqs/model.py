@@ -1,20 +1,18 @@
-"""All queues of the fake: their names, their attributes, and which is whose dead-letter queue. No I/O.
+"""All queues: their names, their attributes, and which is the dead-letter queue of which. No I/O.
 
 From API_CreateQueue.html, API_SetQueueAttributes.html, API_GetQueueAttributes.html: names, attributes, their defaults
-and ranges. To create a queue once more with the same attributes gives the one that is there, with others it is refused.
-Of attributes only those are known that this project uses; others are `InvalidAttributeName`.
+and ranges. Creating a queue that exists returns it if the attributes are the same, and is refused otherwise. Only the
+attributes that this project uses are known; others are `InvalidAttributeName`.
 """
 
 import re
-from collections.abc import Mapping, Sequence
-from random import Random
+from collections.abc import Callable, Mapping, Sequence
 
 import orjson
 
 from stt_async.local.loopback import REGION
-from tests.support.sqs.clock import Clock
-from tests.support.sqs.limits import RefusedError, invalid
-from tests.support.sqs.queue import Queue, Redrive, Skew, Stale
+from stt_async.local.sqs.limits import RefusedError, invalid
+from stt_async.local.sqs.queue import Queue, Redrive
 
 ACCOUNT = "000000000000"
 
@@ -41,24 +39,21 @@ class Sqs:
     """The queues of one account in one region.
 
     Args:
-        clock: The time they live by.
-        stale: What old receipt handles can do.
-        skew: How far delivery strays.
-        seed: Of all that is drawn: ids, and what strays.
+        new_queue: Makes a queue of its name, ARN and attributes.
     """
 
-    def __init__(self, clock: Clock, *, stale: Stale = "ignored", skew: Skew | None = None, seed: int = 0) -> None:
-        self.clock = clock
-        self._stale: Stale = stale
-        self._skew = skew or Skew()
-        self._random = Random(seed)  # noqa: S311 - it is to be predictable
-        self._queues: dict[str, Queue] = {}
+    def __init__(self, new_queue: Callable[[str, str, dict[str, str]], Queue] = Queue) -> None:
+        self._new_queue = new_queue
+        self.queues: dict[str, Queue] = {}
+        """By name."""
+        self.url = ""
+        """Where they are served; the server sets it."""
 
     def create_queue(self, name: str, attributes: Mapping[str, str]) -> Queue:
-        """Create a queue, or find the one that is already there.
+        """Create a queue, or find the one that exists.
 
         Raises:
-            RefusedError: a name or an attribute is not allowed, or there is one with other attributes.
+            RefusedError: the name or an attribute is not allowed, or the queue exists with other attributes.
         """
         if not _NAME.fullmatch(name):
             raise RefusedError(
@@ -66,21 +61,13 @@ class Sqs:
                 "Can only include alphanumeric characters, hyphens, or underscores. 1 to 80 in length",
             )
         self._require_attributes(attributes)
-        if name in self._queues:
-            there = self._queues[name]
-            if any(there.attributes.get(attribute) != value for attribute, value in attributes.items()):
-                raise RefusedError("QueueNameExists", f"A queue already exists with the name {name}, otherwise made.")
-            return there
-        queue = Queue(
-            name=name,
-            arn=f"arn:aws:sqs:{REGION}:{ACCOUNT}:{name}",
-            attributes=_DEFAULTS | dict(attributes),
-            clock=self.clock,
-            stale=self._stale,
-            skew=self._skew,
-            random=self._random,
-        )
-        self._queues[name] = queue
+        if name in self.queues:
+            found = self.queues[name]
+            if any(found.attributes.get(attribute) != value for attribute, value in attributes.items()):
+                raise RefusedError("QueueNameExists", f"The queue {name} exists with other attributes.")
+            return found
+        queue = self._new_queue(name, f"arn:aws:sqs:{REGION}:{ACCOUNT}:{name}", _DEFAULTS | dict(attributes))
+        self.queues[name] = queue
         return queue
 
     def queue(self, name_or_url: str) -> Queue:
@@ -90,30 +77,31 @@ class Sqs:
             RefusedError: it does not exist.
         """
         name = name_or_url.rsplit("/", 1)[-1]
-        if name not in self._queues:
+        if name not in self.queues:
             raise RefusedError("QueueDoesNotExist", "The specified queue does not exist.")
-        return self._queues[name]
+        return self.queues[name]
 
     def delete_queue(self, queue: Queue) -> None:
-        del self._queues[queue.name]
+        """Delete a queue with its messages."""
+        del self.queues[queue.name]
 
     def redrive(self, queue: Queue) -> Redrive | None:
-        """Where its messages go that were received too often; None if they do not."""
+        """Return where messages go that were received too often; None if the queue has no dead-letter queue."""
         if _REDRIVE not in queue.attributes:
             return None
         policy = orjson.loads(queue.attributes[_REDRIVE])
-        target = self._queues.get(policy["deadLetterTargetArn"].rsplit(":", 1)[-1])
+        target = self.queues.get(policy["deadLetterTargetArn"].rsplit(":", 1)[-1])
         return None if target is None else Redrive(target, int(policy["maxReceiveCount"]))
 
     def set_attributes(self, queue: Queue, attributes: Mapping[str, str]) -> None:
-        """Change attributes; an empty redrive policy takes it away."""
+        """Change attributes; an empty redrive policy removes the policy."""
         self._require_attributes(attributes)
         queue.attributes.update(attributes)
         if not queue.attributes.get(_REDRIVE):
             queue.attributes.pop(_REDRIVE, None)
 
     def attributes(self, queue: Queue, names: Sequence[str]) -> dict[str, str]:
-        """The attributes asked for, of those that it has; `All` for all.
+        """Return those of the named attributes that the queue has; `All` names all of them.
 
         Raises:
             RefusedError: there is no such attribute.
@@ -148,5 +136,5 @@ class Sqs:
         count = int(parsed["maxReceiveCount"])
         if not 1 <= count <= _MAX_RECEIVE_COUNT:
             raise invalid(_REDRIVE, policy, f"maxReceiveCount must be between 1 and {_MAX_RECEIVE_COUNT}.")
-        if parsed["deadLetterTargetArn"].rsplit(":", 1)[-1] not in self._queues:
+        if parsed["deadLetterTargetArn"].rsplit(":", 1)[-1] not in self.queues:
             raise invalid(_REDRIVE, policy, "Dead letter target does not exist.")

@@ -1,8 +1,8 @@
-"""What SQS refuses, and with which words.
+"""What SQS refuses, and the error that it answers with.
 
 Numbers: "Amazon SQS message quotas" in the Developer Guide (quotas-messages.html), and the operation's page in the API
-Reference. Codes: "Errors" on that page; "Interpreting Amazon SQS JSON API responses" (sqs-json-api-responses.html) for
-the two names that an error has.
+Reference. Codes: "Errors" on that page, and "Common Errors" (CommonErrors.html); "Interpreting Amazon SQS JSON API
+responses" (sqs-json-api-responses.html) for the two names of an error.
 """
 
 import base64
@@ -19,13 +19,16 @@ DELAY_S = 900
 MESSAGE_BYTES = 1_048_576
 
 _UNQUALIFIED = {
+    "IncompleteSignature",
     "InvalidAttributeName",
     "InvalidAttributeValue",
     "InvalidMessageContents",
     "InvalidParameterValue",
     "InvalidSignatureException",
+    "MissingAction",
     "MissingParameter",
     "ReceiptHandleIsInvalid",
+    "ValidationError",
 }
 _RENAMED = {"QueueDoesNotExist": "AWS.SimpleQueueService.NonExistentQueue", "QueueNameExists": "QueueAlreadyExists"}
 _ENTRY_ID = re.compile(r"[A-Za-z0-9_-]{1,80}")
@@ -37,8 +40,8 @@ class RefusedError(Exception):
     """A request that SQS answers with an error.
 
     Args:
-        shape: Its name in the API Reference.
-        message: Its words.
+        shape: The error's name in the API Reference.
+        message: Its text.
     """
 
     def __init__(self, shape: str, message: str) -> None:
@@ -48,25 +51,27 @@ class RefusedError(Exception):
 
     @property
     def code(self) -> str:
-        """The name it had in the older query protocol, which clients still see as its code."""
+        """Its name in the older query protocol, which clients still show as the error code."""
         if self.shape in _UNQUALIFIED:
             return self.shape
         return _RENAMED.get(self.shape, f"AWS.SimpleQueueService.{self.shape}")
 
 
 def invalid(parameter: str, value: object, reason: str) -> RefusedError:
-    """The refusal of a parameter's value, in SQS's words."""
+    """Return the refusal of a parameter's value."""
     return RefusedError(
         "InvalidParameterValue", f"Value {value} for parameter {parameter} is invalid. Reason: {reason}"
     )
 
 
 def require_range(parameter: str, value: int, least: int, most: int) -> None:
+    """Refuse a number out of its range."""
     if not least <= value <= most:
         raise invalid(parameter, value, f"Must be >= {least} and <= {most}, if provided.")
 
 
 def require_text(body: str) -> None:
+    """Refuse a body that is empty, or has characters that XML does not allow."""
     if not body:
         raise RefusedError("MissingParameter", "The request must contain the parameter MessageBody.")
     if found := _NOT_ALLOWED.search(body):
@@ -76,7 +81,7 @@ def require_text(body: str) -> None:
 
 
 def require_attributes(attributes: Mapping[str, Any]) -> None:
-    """Of a message: "Message attribute components" in sqs-message-metadata.html."""
+    """Refuse attributes against "Message attribute components" (sqs-message-metadata.html)."""
     if len(attributes) > MESSAGE_ATTRIBUTES:
         raise RefusedError(
             "InvalidParameterValue",
@@ -93,7 +98,7 @@ def require_attributes(attributes: Mapping[str, Any]) -> None:
 
 
 def message_bytes(body: str, attributes: Mapping[str, Any]) -> int:
-    """What counts for the limit: the body, and each attribute's name, type and value."""
+    """Return the size that the limit is for: the body, and each attribute's name, type and value."""
     texts = [body, *attributes, *(value["DataType"] for value in attributes.values())]
     texts += [value["StringValue"] for value in attributes.values() if "StringValue" in value]
     binaries = [base64.b64decode(value["BinaryValue"]) for value in attributes.values() if "BinaryValue" in value]
@@ -101,6 +106,7 @@ def message_bytes(body: str, attributes: Mapping[str, Any]) -> int:
 
 
 def require_batch(ids: Sequence[str]) -> None:
+    """Refuse a batch as a whole, by the ids of its entries."""
     if not ids:
         raise RefusedError("EmptyBatchRequest", "There should be at least one entry in the request.")
     if len(ids) > BATCH:

@@ -1,0 +1,124 @@
+"""The SQS server of the demo and the tests, as a process: many clients at once, bad requests, clients that go away."""
+
+import asyncio
+from collections import Counter
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import aiohttp
+import orjson
+import pytest
+
+from stt_async.local.loopback import Keys, sqs_client
+from tests.support.fakes.sqs import OpenSqs
+from tests.support.site import Site
+from tests.support.waiting import wait_until
+
+if TYPE_CHECKING:
+    from types_aiobotocore_sqs import SQSClient
+
+CLIENTS = 32
+MESSAGES = 20_000
+BATCH = 10
+
+
+@dataclass
+class Tally:
+    """What all clients together have yet to send, and what became of the rest."""
+
+    unsent: list[str]
+    received: Counter[str] = field(default_factory=Counter)
+    deleted: int = 0
+
+
+async def _send_receive_extend_delete(sqs: "SQSClient", url: str, tally: Tally) -> None:
+    """Do all four in turn until every message is deleted, by this client or another one."""
+    while tally.deleted < MESSAGES:
+        bodies = [tally.unsent.pop() for _ in range(min(BATCH, len(tally.unsent)))]
+        if bodies:
+            sent = await sqs.send_message_batch(
+                QueueUrl=url, Entries=[{"Id": str(n), "MessageBody": body} for n, body in enumerate(bodies)]
+            )
+            assert len(sent["Successful"]) == len(bodies)
+        answer = await sqs.receive_message(QueueUrl=url, MaxNumberOfMessages=BATCH, WaitTimeSeconds=0 if bodies else 1)
+        messages = answer.get("Messages", [])
+        tally.received.update(message["Body"] for message in messages)
+        if messages:
+            entries: list[Any] = [
+                {"Id": str(n), "ReceiptHandle": message["ReceiptHandle"]} for n, message in enumerate(messages)
+            ]
+            extended = await sqs.change_message_visibility_batch(
+                QueueUrl=url, Entries=[entry | {"VisibilityTimeout": 600} for entry in entries]
+            )
+            assert len(extended["Successful"]) == len(messages)
+            deleted = await sqs.delete_message_batch(QueueUrl=url, Entries=entries)
+            assert len(deleted["Successful"]) == len(messages)
+            tally.deleted += len(messages)
+
+
+async def test_of_20000_messages_and_32_clients_none_is_lost_or_delivered_twice(site: Site) -> None:
+    url = (await site.sqs.create_queue(QueueName="many", Attributes={"VisibilityTimeout": "300"}))["QueueUrl"]
+    bodies = [f"message {n}" for n in range(MESSAGES)]
+    tally = Tally(list(bodies))
+    async with AsyncExitStack() as stack, asyncio.timeout(240):
+        clients = [
+            await stack.enter_async_context(sqs_client(site.services.servers.queues_url, Keys.random()))
+            for _ in range(CLIENTS)
+        ]
+        async with asyncio.TaskGroup() as running:
+            for client in clients:
+                running.create_task(_send_receive_extend_delete(client, url, tally))
+    assert tally.received == Counter(bodies)
+    counts = await site.sqs.get_queue_attributes(QueueUrl=url, AttributeNames=["All"])
+    assert {value for name, value in counts["Attributes"].items() if name.startswith("ApproximateNumber")} == {"0"}
+
+
+def _headers(operation: str) -> dict[str, str]:
+    return {"X-Amz-Target": f"AmazonSQS.{operation}", "X-Amz-Date": f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}"}
+
+
+_LIST = _headers("ListQueues")
+
+
+@pytest.mark.parametrize(
+    ("headers", "body", "code"),
+    [
+        (_LIST, b"no JSON", "ValidationError"),
+        (_LIST, b"[]", "ValidationError"),
+        (_LIST, b"\xff", "ValidationError"),
+        (_headers("SendMessage"), b'{"QueueUrl": 5, "MessageBody": "a"}', "ValidationError"),
+        (_headers("SendMessageBatch"), b'{"QueueUrl": "/jobs", "Entries": [{"Id": "0"}]}', "ValidationError"),
+        (_headers("ReceiveMessage"), b"{}", "ValidationError"),
+        (_LIST | {"X-Amz-Target": ""}, b"{}", "MissingAction"),
+        (_LIST | {"X-Amz-Target": "DynamoDB_20120810.ListTables"}, b"{}", "MissingAction"),
+        (_headers("ListDeadLetterSourceQueues"), b"{}", "AWS.SimpleQueueService.UnsupportedOperation"),
+        (_LIST | {"X-Amz-Date": ""}, b"{}", "IncompleteSignature"),
+        (_LIST | {"X-Amz-Date": "20150830T123600Z"}, b"{}", "InvalidSignatureException"),
+    ],
+)
+async def test_a_malformed_request_is_refused_with_400(
+    open_sqs: OpenSqs, headers: dict[str, str], body: bytes, code: str
+) -> None:
+    url = (await open_sqs()).url
+    async with aiohttp.ClientSession() as session, session.post(url, headers=headers, data=body) as answer:
+        assert answer.status == 400
+        assert answer.headers["x-amzn-query-error"] == f"{code};Sender"
+        assert (await answer.json(content_type=None))["message"]
+
+
+async def test_a_poll_takes_no_message_after_its_client_has_disconnected(open_sqs: OpenSqs) -> None:
+    ours = await open_sqs()
+    async with sqs_client(ours.url, Keys.random()) as sqs:
+        url = (await sqs.create_queue(QueueName="jobs"))["QueueUrl"]
+        waiting = ours.sqs.queue("jobs").arrival._waiters
+        async with aiohttp.ClientSession() as session:
+            body = orjson.dumps({"QueueUrl": url, "WaitTimeSeconds": 20})
+            poll = asyncio.create_task(session.post(ours.url, headers=_headers("ReceiveMessage"), data=body))
+            await wait_until(lambda: len(waiting) == 1, what="the poll to wait")
+            poll.cancel()
+        await wait_until(lambda: not waiting, what="the server to notice", timeout_s=10)
+        await sqs.send_message(QueueUrl=url, MessageBody="a")
+        [message] = (await sqs.receive_message(QueueUrl=url, WaitTimeSeconds=10))["Messages"]
+        assert message["Body"] == "a"
