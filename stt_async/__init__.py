@@ -1,3 +1,3 @@
-"""Huge piles of recorded speech into clean training segments."""
+"""Splits large speech collections into training segments."""
 
 __version__ = "0.1.0"

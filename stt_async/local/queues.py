@@ -1,4 +1,4 @@
-"""The SQS of `local.sqs` as a process, and the queues on it."""
+"""The local SQS server as a child process, and queues on it."""
 
 import sys
 from collections.abc import AsyncIterator
@@ -20,7 +20,7 @@ MAX_RECEIVES = 5
 
 @dataclass(frozen=True)
 class QueuePair:
-    """A queue and the dead-letter queue that takes what was received too often."""
+    """A queue and its dead-letter queue."""
 
     name: str
     url: str
@@ -29,30 +29,29 @@ class QueuePair:
 
 
 @asynccontextmanager
-async def queue_server(log: Path, *, port: int, keys: Keys) -> AsyncIterator[str]:
+async def queue_server(log: Path, *, port: int) -> AsyncIterator[str]:
     """Run an SQS server and yield its URL.
 
-    It has a process, and so an event loop, to itself: heartbeats are answered in time whatever the demo or a test does.
+    It runs in its own process and event loop, so it answers heartbeats in time while the demo or a test is busy.
 
     Args:
-        log: File that takes its output.
+        log: File for the server's output.
         port: A free port.
-        keys: Keys for the first request; the server checks none.
 
     Raises:
-        DependencyError: it does not start.
+        DependencyError: the server does not start.
     """
     url = f"http://{HOST}:{port}"
     async with ChildProcess(
         [sys.executable, "-m", "stt_async.local.sqs", str(port)], environment=plain_environment(), log=log
     ) as process:
-        async with sqs_client(url, keys) as sqs:
+        async with sqs_client(url, Keys.random()) as sqs:
             await until_ready(process, "SQS server", ports=[port], request=sqs.list_queues)
         yield url
 
 
 async def create_queue_pair(sqs: "SQSClient", name: str, *, visibility_timeout_s: int) -> QueuePair:
-    """Create a queue and its dead-letter queue, as the stack of the real ones does."""
+    """Create a queue with a dead-letter queue."""
     dead_letter_name = f"{name}-dlq"
     dead_letter_url = (await sqs.create_queue(QueueName=dead_letter_name))["QueueUrl"]
     described = await sqs.get_queue_attributes(QueueUrl=dead_letter_url, AttributeNames=["QueueArn"])

@@ -109,7 +109,7 @@ async def local_services(
 
 async def _start(stack: AsyncExitStack, directory: Path, readable: Sequence[str]) -> LocalServers:
     queue_port, *object_ports = free_ports(1 + PORTS)
-    queues = queue_server(directory / "sqs.log", port=queue_port, keys=Keys.random())
+    queues = queue_server(directory / "sqs.log", port=queue_port)
     objects = object_server(directory / "objects", ports=object_ports, readable=readable)
     try:
         async with asyncio.TaskGroup() as starting:

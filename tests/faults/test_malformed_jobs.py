@@ -6,7 +6,7 @@ from typing import Any
 import orjson
 import pytest
 
-from stt_async.local.sqs.limits import MESSAGE_BYTES
+from stt_async.local.sqs.limits import MAX_MESSAGE_BYTES
 from tests.support.commands import StartWorker
 from tests.support.evidence.outputs import verified
 from tests.support.site import Site
@@ -81,10 +81,10 @@ async def test_malformed_message_is_dead_lettered_beside_jobs_that_succeed(
 async def test_message_of_the_largest_size_is_dead_lettered_with_its_reason(
     site: Site, start_worker: StartWorker
 ) -> None:
-    await site.send("x" * MESSAGE_BYTES)
+    await site.send("x" * MAX_MESSAGE_BYTES)
     worker = await start_worker(site, "--once")
     await worker.wait_for("job_failed")
     await wait_until(site.is_drained, what="the message to be deleted")
     [letter] = await site.take_dead_letters()
     assert letter.attributes["code"] == "invalid_job"
-    assert letter.attributes["body_bytes"] == str(MESSAGE_BYTES)
+    assert letter.attributes["body_bytes"] == str(MAX_MESSAGE_BYTES)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from stt_async.local.sqs.limits import VISIBILITY_TIMEOUT_S as LONGEST_S
+from stt_async.local.sqs.limits import MAX_VISIBILITY_TIMEOUT_S
 from tests.support.commands import StartWorker, Worker
 from tests.support.evidence.outputs import verified
 from tests.support.fakes.sqs import ClockedSqs, OpenSqs, Stale
@@ -148,7 +148,7 @@ async def test_message_held_for_12_hours_is_abandoned_and_done_at_next_receive(
     [message] = queue._messages.values()
     assert message.handle is not None
     assert message.first_received_s is not None
-    left_s = int(LONGEST_S - (queue.now_s() - message.first_received_s)) - 1
+    left_s = int(MAX_VISIBILITY_TIMEOUT_S - (queue.now_s() - message.first_received_s)) - 1
     queue.change_visibility(message.handle, left_s)
     fake.advance(left_s - 25)
     (lost,) = await held.worker.wait_for("job_lease_lost")

@@ -1,4 +1,4 @@
-"""The SQS server of the demo and the tests, as a process: many clients at once, bad requests, clients that go away."""
+"""The local SQS server with concurrent clients, malformed requests, and clients that disconnect."""
 
 import asyncio
 from collections import Counter
@@ -25,18 +25,18 @@ BATCH = 10
 
 
 @dataclass
-class Tally:
-    """What all clients together have yet to send, and what became of the rest."""
+class Progress:
+    """Message bodies to send, received and deleted, over all clients."""
 
     unsent: list[str]
     received: Counter[str] = field(default_factory=Counter)
     deleted: int = 0
 
 
-async def _send_receive_extend_delete(sqs: "SQSClient", url: str, tally: Tally) -> None:
-    """Do all four in turn until every message is deleted, by this client or another one."""
-    while tally.deleted < MESSAGES:
-        bodies = [tally.unsent.pop() for _ in range(min(BATCH, len(tally.unsent)))]
+async def _send_receive_extend_delete(sqs: "SQSClient", url: str, progress: Progress) -> None:
+    """Repeat the four calls until the clients have deleted all messages."""
+    while progress.deleted < MESSAGES:
+        bodies = [progress.unsent.pop() for _ in range(min(BATCH, len(progress.unsent)))]
         if bodies:
             sent = await sqs.send_message_batch(
                 QueueUrl=url, Entries=[{"Id": str(n), "MessageBody": body} for n, body in enumerate(bodies)]
@@ -44,7 +44,7 @@ async def _send_receive_extend_delete(sqs: "SQSClient", url: str, tally: Tally) 
             assert len(sent["Successful"]) == len(bodies)
         answer = await sqs.receive_message(QueueUrl=url, MaxNumberOfMessages=BATCH, WaitTimeSeconds=0 if bodies else 1)
         messages = answer.get("Messages", [])
-        tally.received.update(message["Body"] for message in messages)
+        progress.received.update(message["Body"] for message in messages)
         if messages:
             entries: list[Any] = [
                 {"Id": str(n), "ReceiptHandle": message["ReceiptHandle"]} for n, message in enumerate(messages)
@@ -55,13 +55,13 @@ async def _send_receive_extend_delete(sqs: "SQSClient", url: str, tally: Tally) 
             assert len(extended["Successful"]) == len(messages)
             deleted = await sqs.delete_message_batch(QueueUrl=url, Entries=entries)
             assert len(deleted["Successful"]) == len(messages)
-            tally.deleted += len(messages)
+            progress.deleted += len(messages)
 
 
-async def test_of_20000_messages_and_32_clients_none_is_lost_or_delivered_twice(site: Site) -> None:
+async def test_32_clients_receive_each_of_20000_messages_once(site: Site) -> None:
     url = (await site.sqs.create_queue(QueueName="many", Attributes={"VisibilityTimeout": "300"}))["QueueUrl"]
     bodies = [f"message {n}" for n in range(MESSAGES)]
-    tally = Tally(list(bodies))
+    progress = Progress(list(bodies))
     async with AsyncExitStack() as stack, asyncio.timeout(240):
         clients = [
             await stack.enter_async_context(sqs_client(site.services.servers.queues_url, Keys.random()))
@@ -69,8 +69,8 @@ async def test_of_20000_messages_and_32_clients_none_is_lost_or_delivered_twice(
         ]
         async with asyncio.TaskGroup() as running:
             for client in clients:
-                running.create_task(_send_receive_extend_delete(client, url, tally))
-    assert tally.received == Counter(bodies)
+                running.create_task(_send_receive_extend_delete(client, url, progress))
+    assert progress.received == Counter(bodies)
     counts = await site.sqs.get_queue_attributes(QueueUrl=url, AttributeNames=["All"])
     assert {value for name, value in counts["Attributes"].items() if name.startswith("ApproximateNumber")} == {"0"}
 
@@ -98,7 +98,7 @@ _LIST = _headers("ListQueues")
         (_LIST | {"X-Amz-Date": "20150830T123600Z"}, b"{}", "InvalidSignatureException"),
     ],
 )
-async def test_a_malformed_request_is_refused_with_400(
+async def test_malformed_request_is_refused_with_400(
     open_sqs: OpenSqs, headers: dict[str, str], body: bytes, code: str
 ) -> None:
     url = (await open_sqs()).url
@@ -108,17 +108,17 @@ async def test_a_malformed_request_is_refused_with_400(
         assert (await answer.json(content_type=None))["message"]
 
 
-async def test_a_poll_takes_no_message_after_its_client_has_disconnected(open_sqs: OpenSqs) -> None:
-    ours = await open_sqs()
-    async with sqs_client(ours.url, Keys.random()) as sqs:
+async def test_poll_receives_no_message_after_its_client_disconnected(open_sqs: OpenSqs) -> None:
+    local = await open_sqs()
+    async with sqs_client(local.url, Keys.random()) as sqs:
         url = (await sqs.create_queue(QueueName="jobs"))["QueueUrl"]
-        waiting = ours.sqs.queue("jobs").arrival._waiters
+        waiting = local.sqs.queue("jobs").arrival._waiters
         async with aiohttp.ClientSession() as session:
             body = orjson.dumps({"QueueUrl": url, "WaitTimeSeconds": 20})
-            poll = asyncio.create_task(session.post(ours.url, headers=_headers("ReceiveMessage"), data=body))
+            poll = asyncio.create_task(session.post(local.url, headers=_headers("ReceiveMessage"), data=body))
             await wait_until(lambda: len(waiting) == 1, what="the poll to wait")
             poll.cancel()
-        await wait_until(lambda: not waiting, what="the server to notice", timeout_s=10)
+        await wait_until(lambda: not waiting, what="the poll to end", timeout_s=10)
         await sqs.send_message(QueueUrl=url, MessageBody="a")
         [message] = (await sqs.receive_message(QueueUrl=url, WaitTimeSeconds=10))["Messages"]
         assert message["Body"] == "a"

@@ -1,4 +1,4 @@
-"""A package index on loopback, and wheels of nothing for it. Needs only Python's standard library."""
+"""A package index on loopback, and empty wheels. A build backend imports it: only the standard library is allowed."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +11,7 @@ from zipfile import ZipFile
 
 
 def tiny_wheel(folder: Path, name: str, version: str) -> Path:
-    """Write a wheel that holds nothing but its metadata."""
+    """Write a wheel that holds only its metadata."""
     file = folder / f"{name}-{version}-py3-none-any.whl"
     metadata = {
         "METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n",
@@ -26,16 +26,16 @@ def tiny_wheel(folder: Path, name: str, version: str) -> Path:
 
 @dataclass(frozen=True)
 class PackageIndex:
-    """A server of package indexes: each folder below `folder` is one, since a listing of files is what pip reads."""
+    """A server of package indexes. Each folder below `folder` is one, because pip reads listings of files."""
 
     url: str
     folder: Path
 
     def add(self, index: str, name: str, version: str) -> None:
-        """Offer a package."""
-        place = self.folder / index / name
-        place.mkdir(parents=True, exist_ok=True)
-        tiny_wheel(place, name, version)
+        """Add a package to an index."""
+        package = self.folder / index / name
+        package.mkdir(parents=True, exist_ok=True)
+        tiny_wheel(package, name, version)
 
 
 @contextmanager

@@ -1,6 +1,6 @@
-"""The local SQS under any sequence of calls, and the odd deliveries that tests add to it.
+"""The local SQS under any sequence of calls, and the deliveries that tests can disturb.
 
-tests/integration/test_sqs_contract.py has the single rules; the modules of stt_async/local/sqs name their sources.
+tests/integration/test_sqs_contract.py tests each rule alone; the modules of stt_async/local/sqs name the sources.
 """
 
 from dataclasses import dataclass, field
@@ -16,24 +16,24 @@ from stt_async.local.sqs.queue import Queue
 from tests.support.fakes.sqs import Clock, Skew, Stale, odd_sqs
 
 START_S = 1_700_000_000.0
-LIMIT = 3
-CAP_S = 43_200
+MAX_RECEIVES = 3
+MAX_HELD_S = 43_200
 
 
 def still_clock() -> Clock:
-    """A clock that moves only when it is pushed."""
+    """A clock that moves only when a test advances it."""
     return Clock(lambda: START_S)
 
 
 def queue_pair(sqs: Sqs, **attributes: str) -> tuple[Queue, Queue]:
-    """A queue that gives up a message after LIMIT receives, and its dead-letter queue."""
+    """A queue that redrives a message after MAX_RECEIVES receives, and its dead-letter queue."""
     dead = sqs.create_queue("dead", {})
-    policy = {"deadLetterTargetArn": dead.arn, "maxReceiveCount": LIMIT}
+    policy = {"deadLetterTargetArn": dead.arn, "maxReceiveCount": MAX_RECEIVES}
     return sqs.create_queue("jobs", {"RedrivePolicy": orjson.dumps(policy).decode()} | attributes), dead
 
 
-def attempted(call: Any, *arguments: Any) -> str:
-    """`done`, or with which error the call was refused."""
+def outcome_of(call: Any, *arguments: Any) -> str:
+    """`done`, or the error of a refused call."""
     try:
         call(*arguments)
     except RefusedError as error:
@@ -42,8 +42,8 @@ def attempted(call: Any, *arguments: Any) -> str:
 
 
 @dataclass
-class Known:
-    """What a message must be like, by what was done to it."""
+class Expected:
+    """The expected state of a message."""
 
     where: str
     hidden_until_s: float
@@ -52,7 +52,7 @@ class Known:
 
 
 class Delivery(RuleBasedStateMachine):
-    """Two queues under any sequence of calls, and time."""
+    """Two queues under any sequence of calls and pauses."""
 
     stale: ClassVar[Stale] = "ignored"
     skew: ClassVar[Skew] = Skew()
@@ -64,7 +64,7 @@ class Delivery(RuleBasedStateMachine):
         jobs, dead = queue_pair(self.sqs, MessageRetentionPeriod="1209600")
         self.sqs.set_attributes(dead, {"MessageRetentionPeriod": "1209600"})
         self.queues = {"jobs": jobs, "dead": dead}
-        self.known: dict[str, Known] = {}
+        self.messages: dict[str, Expected] = {}
 
     @property
     def now_s(self) -> float:
@@ -73,8 +73,8 @@ class Delivery(RuleBasedStateMachine):
     @rule(delay_s=st.sampled_from([0, 0, 60]))
     def send(self, delay_s: int) -> None:
         message = self.queues["jobs"].send("body", {}, delay_s=delay_s)
-        assert message.message_id not in self.known
-        self.known[message.message_id] = Known("jobs", self.now_s + delay_s)
+        assert message.message_id not in self.messages
+        self.messages[message.message_id] = Expected("jobs", self.now_s + delay_s)
 
     @rule(
         where=st.sampled_from(["jobs", "jobs", "dead"]), most=st.integers(1, 3), timeout_s=st.sampled_from([0, 30, 600])
@@ -84,93 +84,93 @@ class Delivery(RuleBasedStateMachine):
         messages = queue.receive(most=most, visibility_timeout_s=timeout_s, redrive=self.sqs.redrive(queue))
         assert len(messages) <= most
         for message in messages:
-            known = self.known[message.message_id]
+            expected = self.messages[message.message_id]
             assert message.handle is not None
-            assert message.handle not in known.handles
-            assert message.receive_count == len(known.handles) + 1
+            assert message.handle not in expected.handles
+            assert message.receive_count == len(expected.handles) + 1
             if where == "jobs":
-                assert message.receive_count <= LIMIT
+                assert message.receive_count <= MAX_RECEIVES
             else:
-                assert message.receive_count > LIMIT
-            self.must_be_free(known)
-            known.where = where
-            known.hidden_until_s = self.now_s + timeout_s
-            known.handles.append(message.handle)
-            known.received_s.append(self.now_s)
+                assert message.receive_count > MAX_RECEIVES
+            self.check_not_held(expected)
+            expected.where = where
+            expected.hidden_until_s = self.now_s + timeout_s
+            expected.handles.append(message.handle)
+            expected.received_s.append(self.now_s)
 
-    def must_be_free(self, known: Known) -> None:
-        """Nobody holds it: only time, or who held it, has given it back."""
-        assert known.where != "deleted"
-        assert known.hidden_until_s <= self.now_s
+    def check_not_held(self, expected: Expected) -> None:
+        """No client holds the message: its timeout is over, or its last client released it."""
+        assert expected.where != "deleted"
+        assert expected.hidden_until_s <= self.now_s
 
-    @precondition(lambda self: any(known.handles for known in self.known.values()))
-    @rule(data=st.data(), timeout_s=st.sampled_from([0, 30, 20_000, CAP_S]))
+    @precondition(lambda self: any(expected.handles for expected in self.messages.values()))
+    @rule(data=st.data(), timeout_s=st.sampled_from([0, 30, 20_000, MAX_HELD_S]))
     def change(self, data: st.DataObject, timeout_s: int) -> None:
-        known, n = self.drawn(data)
-        held_s = self.now_s - known.received_s[n]
-        outcome = attempted(self.queue_of(n).change_visibility, known.handles[n], timeout_s)
+        expected, n = self.draw_receive(data)
+        held_s = self.now_s - expected.received_s[n]
+        outcome = outcome_of(self.queue_of(n).change_visibility, expected.handles[n], timeout_s)
         if outcome == "done":
-            assert known.where != "deleted"
-            assert known.hidden_until_s > self.now_s
-            assert held_s + timeout_s <= CAP_S
-            known.hidden_until_s = self.now_s + timeout_s
+            assert expected.where != "deleted"
+            assert expected.hidden_until_s > self.now_s
+            assert held_s + timeout_s <= MAX_HELD_S
+            expected.hidden_until_s = self.now_s + timeout_s
         elif outcome == "MessageNotInflight":
-            assert known.hidden_until_s <= self.now_s
+            assert expected.hidden_until_s <= self.now_s
         else:
             assert outcome == "InvalidParameterValue"
-            assert known.where == "deleted" or self.may_be_powerless(known, n) or held_s + timeout_s > CAP_S
+            assert expected.where == "deleted" or self.may_do_nothing(expected, n) or held_s + timeout_s > MAX_HELD_S
 
-    @precondition(lambda self: any(known.handles for known in self.known.values()))
+    @precondition(lambda self: any(expected.handles for expected in self.messages.values()))
     @rule(data=st.data())
     def delete(self, data: st.DataObject) -> None:
-        known, n = self.drawn(data)
-        before = self.alive()
-        outcome = attempted(self.queue_of(n).delete, known.handles[n])
-        if outcome == "done" and self.alive() < before:
-            assert known.where != "deleted"
-            assert self.stale == "honoured" or n == len(known.handles) - 1
-            known.where = "deleted"
+        expected, n = self.draw_receive(data)
+        before = self.count_messages()
+        outcome = outcome_of(self.queue_of(n).delete, expected.handles[n])
+        if outcome == "done" and self.count_messages() < before:
+            assert expected.where != "deleted"
+            assert self.stale == "honoured" or n == len(expected.handles) - 1
+            expected.where = "deleted"
         elif outcome == "done":
-            assert known.where == "deleted" or self.may_be_powerless(known, n)
+            assert expected.where == "deleted" or self.may_do_nothing(expected, n)
         else:
             assert outcome == "InvalidParameterValue"
-            assert self.now_s - known.received_s[n] > CAP_S
+            assert self.now_s - expected.received_s[n] > MAX_HELD_S
 
     @rule(seconds=st.sampled_from([1, 29, 30, 600, 19_000]))
     def pass_time(self, seconds: int) -> None:
         self.clock.advance(seconds)
 
     @invariant()
-    def nothing_is_lost(self) -> None:
-        assert self.alive() == sum(known.where != "deleted" for known in self.known.values())
+    def no_message_is_lost(self) -> None:
+        assert self.count_messages() == sum(expected.where != "deleted" for expected in self.messages.values())
 
     def teardown(self) -> None:
-        """Time alone brings back everything that was not deleted."""
-        self.clock.advance(CAP_S)
+        """Every message that was not deleted is delivered again in time."""
+        self.clock.advance(MAX_HELD_S)
         delivered = set()
         for queue in self.queues.values():
             self.clock.advance(self.skew.late_s)
             while queue.counts().visible:
-                messages = queue.receive(most=10, visibility_timeout_s=CAP_S, redrive=self.sqs.redrive(queue))
+                messages = queue.receive(most=10, visibility_timeout_s=MAX_HELD_S, redrive=self.sqs.redrive(queue))
                 delivered |= {message.message_id for message in messages}
-        assert delivered == {message_id for message_id, known in self.known.items() if known.where != "deleted"}
+        assert delivered == {key for key, expected in self.messages.items() if expected.where != "deleted"}
 
-    def drawn(self, data: st.DataObject) -> tuple[Known, int]:
-        """Any handle that was ever given out, as its message and its number."""
-        known = data.draw(st.sampled_from([known for known in self.known.values() if known.handles]))
-        return known, data.draw(st.integers(0, len(known.handles) - 1))
+    def draw_receive(self, data: st.DataObject) -> tuple[Expected, int]:
+        """The message and the number of any receive so far."""
+        expected = data.draw(st.sampled_from([expected for expected in self.messages.values() if expected.handles]))
+        return expected, data.draw(st.integers(0, len(expected.handles) - 1))
 
     def queue_of(self, n: int) -> Queue:
-        """The queue that gave out a message's nth handle: the first up to the limit, the other after it."""
-        return self.queues["jobs" if n < LIMIT else "dead"]
+        """The queue that delivered a message's nth receive."""
+        return self.queues["jobs" if n < MAX_RECEIVES else "dead"]
 
-    def may_be_powerless(self, known: Known, n: int) -> bool:
-        """Whether the message was received again since, or may lie in the other queue."""
-        was_received_again = n < len(known.handles) - 1
-        return n < LIMIT <= len(known.handles) or (was_received_again and self.stale == "ignored")
+    def may_do_nothing(self, expected: Expected, n: int) -> bool:
+        """Whether a handle may do nothing: its message was received again, or may be in the other queue."""
+        was_received_again = n < len(expected.handles) - 1
+        return n < MAX_RECEIVES <= len(expected.handles) or (was_received_again and self.stale == "ignored")
 
-    def alive(self) -> int:
-        """How many messages the queues say they hold."""
+    def count_messages(self) -> int:
+        """The number of messages in both queues."""
         counts = [queue.counts() for queue in self.queues.values()]
         return sum(each.visible + each.in_flight + each.delayed for each in counts)
 
@@ -180,16 +180,16 @@ class HonouringOldHandles(Delivery):
 
 
 class Skewed(Delivery):
-    """Twice at once, or late: all else holds."""
+    """Messages are delivered twice or late; all else holds."""
 
     skew: ClassVar[Skew] = Skew(twice=0.5, late=0.5, late_s=300)
 
-    def must_be_free(self, known: Known) -> None:
-        assert known.where != "deleted"
+    def check_not_held(self, expected: Expected) -> None:
+        assert expected.where != "deleted"
 
     @rule()
     def change(self) -> None:
-        """Not here: of a message delivered twice nobody can say who holds it."""
+        """No changes: a message that was delivered twice has no single holder."""
 
 
 TestDelivery = Delivery.TestCase
@@ -198,19 +198,19 @@ TestSkewed = Skewed.TestCase
 
 
 def receive(queue: Queue, *, timeout_s: int = 30) -> str:
-    """Receive the one message; its handle."""
+    """Receive the only message and return its handle."""
     [message] = queue.receive(most=1, visibility_timeout_s=timeout_s, redrive=None)
     assert message.handle is not None
     return message.handle
 
 
-def test_a_message_is_kept_for_the_retention_period_from_when_it_was_sent() -> None:
+def test_message_is_dropped_when_its_retention_from_sending_ends() -> None:
     clock = still_clock()
     sqs = odd_sqs(clock)
     jobs, dead = queue_pair(sqs, MessageRetentionPeriod="120")
     sqs.set_attributes(dead, {"MessageRetentionPeriod": "180"})
     jobs.send("moved", {}, delay_s=0)
-    for _ in range(LIMIT):
+    for _ in range(MAX_RECEIVES):
         receive(jobs, timeout_s=0)
     jobs.send("stays", {}, delay_s=0)
     clock.advance(119)
@@ -221,13 +221,13 @@ def test_a_message_is_kept_for_the_retention_period_from_when_it_was_sent() -> N
     assert dead.counts().visible == 0
 
 
-def test_skewed_delivery_gives_a_message_to_two_at_once() -> None:
+def test_skew_delivers_a_message_twice_at_once() -> None:
     jobs, _ = queue_pair(odd_sqs(still_clock(), skew=Skew(twice=1.0)))
     jobs.send("a", {}, delay_s=0)
     assert receive(jobs) != receive(jobs)
 
 
-def test_skewed_delivery_holds_a_message_back_for_a_while() -> None:
+def test_skew_delivers_a_message_late() -> None:
     clock = still_clock()
     jobs, _ = queue_pair(odd_sqs(clock, skew=Skew(late=1.0, late_s=60)))
     jobs.send("a", {}, delay_s=0)
@@ -239,8 +239,8 @@ def test_skewed_delivery_holds_a_message_back_for_a_while() -> None:
     receive(jobs)
 
 
-def test_the_same_seed_strays_in_the_same_way() -> None:
-    def story(seed: int) -> list[list[str]]:
+def test_same_seed_gives_same_deliveries() -> None:
+    def deliveries(seed: int) -> list[list[str]]:
         clock = still_clock()
         jobs, _ = queue_pair(odd_sqs(clock, skew=Skew(twice=0.5, late=0.5, late_s=10), seed=seed))
         for _ in range(10):
@@ -252,5 +252,4 @@ def test_the_same_seed_strays_in_the_same_way() -> None:
             clock.advance(1)
         return received
 
-    assert story(1) == story(1)
-    assert story(1) != story(2)
+    assert deliveries(1) == deliveries(1) != deliveries(2)

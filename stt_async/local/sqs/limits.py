@@ -1,8 +1,8 @@
-"""What SQS refuses, and the error that it answers with.
+"""Limits of SQS, and its errors.
 
 Numbers: "Amazon SQS message quotas" in the Developer Guide (quotas-messages.html), and the operation's page in the API
-Reference. Codes: "Errors" on that page, and "Common Errors" (CommonErrors.html); "Interpreting Amazon SQS JSON API
-responses" (sqs-json-api-responses.html) for the two names of an error.
+Reference. Codes: "Errors" on that page, and "Common Errors" (CommonErrors.html). The two names of each error:
+"Interpreting Amazon SQS JSON API responses" (sqs-json-api-responses.html).
 """
 
 import base64
@@ -10,13 +10,13 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-BATCH = 10
-MESSAGES_A_RECEIVE = 10
-MESSAGE_ATTRIBUTES = 10
-WAIT_TIME_S = 20
-VISIBILITY_TIMEOUT_S = 43_200
-DELAY_S = 900
-MESSAGE_BYTES = 1_048_576
+MAX_BATCH_ENTRIES = 10
+MAX_RECEIVED_MESSAGES = 10
+MAX_MESSAGE_ATTRIBUTES = 10
+MAX_WAIT_TIME_S = 20
+MAX_VISIBILITY_TIMEOUT_S = 43_200
+MAX_DELAY_S = 900
+MAX_MESSAGE_BYTES = 1_048_576
 
 _UNQUALIFIED = {
     "IncompleteSignature",
@@ -37,11 +37,11 @@ _NOT_ALLOWED = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ff
 
 
 class RefusedError(Exception):
-    """A request that SQS answers with an error.
+    """SQS refuses a request.
 
     Args:
-        shape: The error's name in the API Reference.
-        message: Its text.
+        shape: Name of the error in the API Reference.
+        message: Text of the error.
     """
 
     def __init__(self, shape: str, message: str) -> None:
@@ -51,27 +51,27 @@ class RefusedError(Exception):
 
     @property
     def code(self) -> str:
-        """Its name in the older query protocol, which clients still show as the error code."""
+        """Name of the error in the older query protocol, which clients still show as the error code."""
         if self.shape in _UNQUALIFIED:
             return self.shape
         return _RENAMED.get(self.shape, f"AWS.SimpleQueueService.{self.shape}")
 
 
 def invalid(parameter: str, value: object, reason: str) -> RefusedError:
-    """Return the refusal of a parameter's value."""
+    """Return the error for an invalid value of a parameter."""
     return RefusedError(
         "InvalidParameterValue", f"Value {value} for parameter {parameter} is invalid. Reason: {reason}"
     )
 
 
 def require_range(parameter: str, value: int, least: int, most: int) -> None:
-    """Refuse a number out of its range."""
+    """Refuse a number that is out of range."""
     if not least <= value <= most:
         raise invalid(parameter, value, f"Must be >= {least} and <= {most}, if provided.")
 
 
 def require_text(body: str) -> None:
-    """Refuse a body that is empty, or has characters that XML does not allow."""
+    """Refuse an empty body, and characters that XML does not allow."""
     if not body:
         raise RefusedError("MissingParameter", "The request must contain the parameter MessageBody.")
     if found := _NOT_ALLOWED.search(body):
@@ -81,11 +81,11 @@ def require_text(body: str) -> None:
 
 
 def require_attributes(attributes: Mapping[str, Any]) -> None:
-    """Refuse attributes against "Message attribute components" (sqs-message-metadata.html)."""
-    if len(attributes) > MESSAGE_ATTRIBUTES:
+    """Refuse attributes that break "Message attribute components" (sqs-message-metadata.html)."""
+    if len(attributes) > MAX_MESSAGE_ATTRIBUTES:
         raise RefusedError(
             "InvalidParameterValue",
-            f"Number of message attributes [{len(attributes)}] exceeds the allowed maximum [{MESSAGE_ATTRIBUTES}].",
+            f"Number of message attributes [{len(attributes)}] exceeds the allowed maximum [{MAX_MESSAGE_ATTRIBUTES}].",
         )
     for name, value in attributes.items():
         kind = value["DataType"].split(".", 1)[0]
@@ -98,7 +98,7 @@ def require_attributes(attributes: Mapping[str, Any]) -> None:
 
 
 def message_bytes(body: str, attributes: Mapping[str, Any]) -> int:
-    """Return the size that the limit is for: the body, and each attribute's name, type and value."""
+    """Return the size that SQS limits: the body, and the name, type and value of each attribute."""
     texts = [body, *attributes, *(value["DataType"] for value in attributes.values())]
     texts += [value["StringValue"] for value in attributes.values() if "StringValue" in value]
     binaries = [base64.b64decode(value["BinaryValue"]) for value in attributes.values() if "BinaryValue" in value]
@@ -106,13 +106,13 @@ def message_bytes(body: str, attributes: Mapping[str, Any]) -> int:
 
 
 def require_batch(ids: Sequence[str]) -> None:
-    """Refuse a batch as a whole, by the ids of its entries."""
+    """Refuse a whole batch if it has too few or too many entries, or invalid ids."""
     if not ids:
         raise RefusedError("EmptyBatchRequest", "There should be at least one entry in the request.")
-    if len(ids) > BATCH:
+    if len(ids) > MAX_BATCH_ENTRIES:
         raise RefusedError(
             "TooManyEntriesInBatchRequest",
-            f"Maximum number of entries per request are {BATCH}. You have sent {len(ids)}.",
+            f"Maximum number of entries per request are {MAX_BATCH_ENTRIES}. You have sent {len(ids)}.",
         )
     for each in ids:
         if not _ENTRY_ID.fullmatch(each):

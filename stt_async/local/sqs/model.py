@@ -1,8 +1,8 @@
-"""All queues: their names, their attributes, and which is the dead-letter queue of which. No I/O.
+"""All queues: names, attributes and redrive policies. No I/O.
 
-From API_CreateQueue.html, API_SetQueueAttributes.html, API_GetQueueAttributes.html: names, attributes, their defaults
-and ranges. Creating a queue that exists returns it if the attributes are the same, and is refused otherwise. Only the
-attributes that this project uses are known; others are `InvalidAttributeName`.
+Names, attributes, defaults and ranges are those of API_CreateQueue.html, API_SetQueueAttributes.html and
+API_GetQueueAttributes.html. Creating a queue that exists returns it if the attributes are equal, and is refused
+otherwise. Only attributes that this project uses are implemented; others are `InvalidAttributeName`.
 """
 
 import re
@@ -11,25 +11,20 @@ from collections.abc import Callable, Mapping, Sequence
 import orjson
 
 from stt_async.local.loopback import REGION
+from stt_async.local.sqs import limits
 from stt_async.local.sqs.limits import RefusedError, invalid
 from stt_async.local.sqs.queue import Queue, Redrive
 
 ACCOUNT = "000000000000"
 
-_DEFAULTS = {
-    "VisibilityTimeout": "30",
-    "DelaySeconds": "0",
-    "ReceiveMessageWaitTimeSeconds": "0",
-    "MessageRetentionPeriod": "345600",
-    "MaximumMessageSize": "1048576",
+_NUMBERS = {
+    "VisibilityTimeout": (30, 0, limits.MAX_VISIBILITY_TIMEOUT_S),
+    "DelaySeconds": (0, 0, limits.MAX_DELAY_S),
+    "ReceiveMessageWaitTimeSeconds": (0, 0, limits.MAX_WAIT_TIME_S),
+    "MessageRetentionPeriod": (345_600, 60, 1_209_600),
+    "MaximumMessageSize": (limits.MAX_MESSAGE_BYTES, 1024, limits.MAX_MESSAGE_BYTES),
 }
-_RANGES = {
-    "VisibilityTimeout": (0, 43_200),
-    "DelaySeconds": (0, 900),
-    "ReceiveMessageWaitTimeSeconds": (0, 20),
-    "MessageRetentionPeriod": (60, 1_209_600),
-    "MaximumMessageSize": (1024, 1_048_576),
-}
+"""Default, minimum and maximum."""
 _REDRIVE = "RedrivePolicy"
 _MAX_RECEIVE_COUNT = 1000
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,80}")
@@ -39,7 +34,7 @@ class Sqs:
     """The queues of one account in one region.
 
     Args:
-        new_queue: Makes a queue of its name, ARN and attributes.
+        new_queue: Creates a queue from its name, ARN and attributes.
     """
 
     def __init__(self, new_queue: Callable[[str, str, dict[str, str]], Queue] = Queue) -> None:
@@ -47,13 +42,13 @@ class Sqs:
         self.queues: dict[str, Queue] = {}
         """By name."""
         self.url = ""
-        """Where they are served; the server sets it."""
+        """URL of the server, which sets it."""
 
     def create_queue(self, name: str, attributes: Mapping[str, str]) -> Queue:
-        """Create a queue, or find the one that exists.
+        """Create a queue, or return the one that exists.
 
         Raises:
-            RefusedError: the name or an attribute is not allowed, or the queue exists with other attributes.
+            RefusedError: the name or an attribute is invalid, or the queue exists with other attributes.
         """
         if not _NAME.fullmatch(name):
             raise RefusedError(
@@ -66,9 +61,9 @@ class Sqs:
             if any(found.attributes.get(attribute) != value for attribute, value in attributes.items()):
                 raise RefusedError("QueueNameExists", f"The queue {name} exists with other attributes.")
             return found
-        queue = self._new_queue(name, f"arn:aws:sqs:{REGION}:{ACCOUNT}:{name}", _DEFAULTS | dict(attributes))
-        self.queues[name] = queue
-        return queue
+        values = {attribute: str(default) for attribute, (default, _, _) in _NUMBERS.items()} | dict(attributes)
+        self.queues[name] = self._new_queue(name, f"arn:aws:sqs:{REGION}:{ACCOUNT}:{name}", values)
+        return self.queues[name]
 
     def queue(self, name_or_url: str) -> Queue:
         """Find a queue.
@@ -82,11 +77,11 @@ class Sqs:
         return self.queues[name]
 
     def delete_queue(self, queue: Queue) -> None:
-        """Delete a queue with its messages."""
+        """Delete a queue and its messages."""
         del self.queues[queue.name]
 
     def redrive(self, queue: Queue) -> Redrive | None:
-        """Return where messages go that were received too often; None if the queue has no dead-letter queue."""
+        """Return the redrive policy of a queue; None if it has none, or its dead-letter queue is deleted."""
         if _REDRIVE not in queue.attributes:
             return None
         policy = orjson.loads(queue.attributes[_REDRIVE])
@@ -101,10 +96,10 @@ class Sqs:
             queue.attributes.pop(_REDRIVE, None)
 
     def attributes(self, queue: Queue, names: Sequence[str]) -> dict[str, str]:
-        """Return those of the named attributes that the queue has; `All` names all of them.
+        """Return the named attributes that the queue has; `All` names all of them.
 
         Raises:
-            RefusedError: there is no such attribute.
+            RefusedError: an attribute is unknown.
         """
         counts = queue.counts()
         found = queue.attributes | {
@@ -122,10 +117,10 @@ class Sqs:
         for name, value in attributes.items():
             if name == _REDRIVE:
                 self._require_redrive(value)
-            elif name not in _RANGES:
+            elif name not in _NUMBERS:
                 raise RefusedError("InvalidAttributeName", f"Unknown Attribute {name}.")
             else:
-                least, most = _RANGES[name]
+                _, least, most = _NUMBERS[name]
                 if not value.isdigit() or not least <= int(value) <= most:
                     raise RefusedError("InvalidAttributeValue", f"Invalid value for the parameter {name}.")
 

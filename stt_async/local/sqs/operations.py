@@ -1,8 +1,8 @@
-"""The operations of the SQS API: requests to calls of the model, results to answers. No I/O.
+"""Operations of the SQS API: each turns a request into a call of the model, and the result into an answer. No I/O.
 
-The parameters of each function are those of the operation's page in the API Reference, in Python's spelling. botocore's
-own description of SQS checks names and types. A parameter that SQS has and this server does not have is
-`UnsupportedOperation`: nothing is silently ignored.
+The parameters of each function are those of the operation's page in the API Reference, in snake case. botocore's
+description of SQS checks names and types. A parameter that this server does not implement is `UnsupportedOperation`:
+none is silently ignored.
 """
 
 import hashlib
@@ -26,18 +26,18 @@ Entries = Sequence[Mapping[str, Any]]
 
 
 def perform(sqs: Sqs, operation: str, parameters: Mapping[str, Any]) -> Answer:
-    """Answer one request; a receive with the messages that are visible now.
+    """Answer one request. A receive returns the messages that are visible now.
 
     Raises:
-        RefusedError: SQS would refuse it, or this server does not have what it asks for.
+        RefusedError: SQS refuses the request, or this server does not implement it.
     """
     function = _OPERATIONS.get(operation)
     if function is None:
-        raise RefusedError("UnsupportedOperation", f"{operation} is not part of this server.")
+        raise RefusedError("UnsupportedOperation", f"This server does not implement {operation}.")
     shape: Any = _description().operation_model(operation).input_shape
-    mistakes = ParamValidator().validate(parameters, shape)
-    if mistakes.has_errors():
-        raise RefusedError("ValidationError", mistakes.generate_report())
+    errors = ParamValidator().validate(parameters, shape)
+    if errors.has_errors():
+        raise RefusedError("ValidationError", errors.generate_report())
     return _call(function, sqs, operation, parameters)
 
 
@@ -101,12 +101,12 @@ def _send_message(
     delay_s = int(queue.attributes["DelaySeconds"]) if delay_seconds is None else delay_seconds
     limits.require_text(message_body)
     limits.require_attributes(attributes)
-    require_range("DelaySeconds", delay_s, 0, limits.DELAY_S)
-    most = int(queue.attributes["MaximumMessageSize"])
-    if limits.message_bytes(message_body, attributes) > most:
+    require_range("DelaySeconds", delay_s, 0, limits.MAX_DELAY_S)
+    max_bytes = int(queue.attributes["MaximumMessageSize"])
+    if limits.message_bytes(message_body, attributes) > max_bytes:
         raise RefusedError(
             "InvalidParameterValue",
-            f"One or more parameters are invalid. Reason: Message must be shorter than {most} bytes.",
+            f"One or more parameters are invalid. Reason: Message must be shorter than {max_bytes} bytes.",
         )
     message = queue.send(message_body, attributes, delay_s=delay_s)
     return {"MessageId": message.message_id, "MD5OfMessageBody": _md5(message_body)}
@@ -114,10 +114,10 @@ def _send_message(
 
 def _send_message_batch(sqs: Sqs, *, queue_url: str, entries: Entries) -> Answer:
     total = sum(limits.message_bytes(each["MessageBody"], each.get("MessageAttributes", {})) for each in entries)
-    if total > limits.MESSAGE_BYTES:
+    if total > limits.MAX_MESSAGE_BYTES:
         raise RefusedError(
             "BatchRequestTooLong",
-            f"Batch requests cannot be longer than {limits.MESSAGE_BYTES} bytes. You have sent {total} bytes.",
+            f"Batch requests cannot be longer than {limits.MAX_MESSAGE_BYTES} bytes. You have sent {total} bytes.",
         )
     return _batch(sqs, "SendMessage", queue_url, entries)
 
@@ -134,10 +134,10 @@ def _receive_message(
     message_system_attribute_names: Sequence[str] = (),
 ) -> Answer:
     queue = sqs.queue(queue_url)
-    require_range("WaitTimeSeconds", wait_time_seconds, 0, limits.WAIT_TIME_S)  # the server waits, and asks again
-    require_range("MaxNumberOfMessages", max_number_of_messages, 1, limits.MESSAGES_A_RECEIVE)
+    require_range("WaitTimeSeconds", wait_time_seconds, 0, limits.MAX_WAIT_TIME_S)  # the server waits
+    require_range("MaxNumberOfMessages", max_number_of_messages, 1, limits.MAX_RECEIVED_MESSAGES)
     timeout_s = int(queue.attributes["VisibilityTimeout"]) if visibility_timeout is None else visibility_timeout
-    require_range("VisibilityTimeout", timeout_s, 0, limits.VISIBILITY_TIMEOUT_S)
+    require_range("VisibilityTimeout", timeout_s, 0, limits.MAX_VISIBILITY_TIMEOUT_S)
     messages = queue.receive(most=max_number_of_messages, visibility_timeout_s=timeout_s, redrive=sqs.redrive(queue))
     names = {*attribute_names, *message_system_attribute_names}
     return {"Messages": [_message(each, names, message_attribute_names) for each in messages]} if messages else {}
@@ -180,7 +180,7 @@ _OPERATIONS: dict[str, Callable[..., Answer]] = {
 
 
 def _batch(sqs: Sqs, operation: str, queue_url: str, entries: Entries) -> Answer:
-    """Do an operation for each entry; a refused entry does not affect the others (API_SendMessageBatch.html)."""
+    """Run an operation for each entry; a refused entry does not affect the others (API_SendMessageBatch.html)."""
     sqs.queue(queue_url)
     limits.require_batch([entry["Id"] for entry in entries])
     done: list[Answer] = []

@@ -1,10 +1,11 @@
 """SQS over HTTP on loopback, in the AWS JSON 1.0 protocol, which SQS clients speak since 2023.
 
 Requests: `POST /` with `X-Amz-Target: AmazonSQS.<operation>` (sqs-making-api-requests-json.html); errors: status 400
-with `__type`, `message` and `x-amzn-query-error` (sqs-json-api-responses.html). Of a signature only the time is
-checked: five minutes from this machine's own (reference_sigv-troubleshooting.html in the IAM User Guide).
+with `__type`, `message` and `x-amzn-query-error` (sqs-json-api-responses.html). Only the time
+of a signature is checked: at most five minutes from this machine's clock (reference_sigv-troubleshooting.html in the
+IAM User Guide).
 
-A poll ends when its client disconnects, and takes no message after that. A message on its way to a client that
+A poll ends when its client disconnects, and receives no message after that. A message that is sent to a client as it
 disconnects stays hidden for its visibility timeout, as in AWS (avoiding-inconsistent-message-processing.html).
 """
 
@@ -19,24 +20,24 @@ import orjson
 from aiohttp import web
 
 from stt_async.local.loopback import HOST
-from stt_async.local.sqs.limits import MESSAGE_BYTES, RefusedError
+from stt_async.local.sqs.limits import MAX_MESSAGE_BYTES, RefusedError
 from stt_async.local.sqs.model import Sqs
 from stt_async.local.sqs.operations import Answer, perform
 
 _SIGNED_AT = "%Y%m%dT%H%M%SZ"
 _SIGNED_WITHIN = timedelta(minutes=5)
 _CONTENT_TYPE = "application/x-amz-json-1.0"
-_REQUEST_BYTES = 4 * MESSAGE_BYTES
-"""A batch of the largest size, with room for the escapes of JSON."""
+_REQUEST_BYTES = 4 * MAX_MESSAGE_BYTES
+"""A batch of the maximum size, with room for JSON's escapes."""
 
 
 @asynccontextmanager
 async def sqs_server(sqs: Sqs, *, port: int = 0) -> AsyncIterator[str]:
-    """Serve in this event loop until the block ends; yields the URL.
+    """Serve in this event loop until the block ends, and yield the URL.
 
     Args:
         sqs: The queues.
-        port: 0 for any free one.
+        port: 0: any free port.
 
     Raises:
         OSError: the port is taken.
@@ -71,7 +72,7 @@ async def _answer(sqs: Sqs, request: web.Request) -> web.Response:
 
 
 async def _poll(sqs: Sqs, parameters: Mapping[str, Any]) -> Answer:
-    """Receive until there is a message or the time is over (sqs-short-and-long-polling.html)."""
+    """Receive until a message is visible or the wait time is over (sqs-short-and-long-polling.html)."""
     answer = perform(sqs, "ReceiveMessage", parameters)
     queue = sqs.queue(parameters["QueueUrl"])
     default_s = int(queue.attributes["ReceiveMessageWaitTimeSeconds"])
@@ -109,6 +110,6 @@ def _require_signed_now(signed_at: str) -> None:
     except ValueError:
         raise RefusedError("IncompleteSignature", f"X-Amz-Date must be a time, not {signed_at!r}.") from None
     if abs(age) > _SIGNED_WITHIN:
-        how = "expired" if age > timedelta() else "not yet current"
-        message = f"Signature {how}: {signed_at} is more than 5 min from {datetime.now(UTC):{_SIGNED_AT}}."
+        state = "expired" if age > timedelta() else "not yet current"
+        message = f"Signature {state}: {signed_at} is more than 5 min from {datetime.now(UTC):{_SIGNED_AT}}."
         raise RefusedError("InvalidSignatureException", message)

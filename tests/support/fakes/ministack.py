@@ -1,4 +1,4 @@
-"""ministack: an emulator of AWS beside moto. It wants another botocore than we do, hence an environment of its own."""
+"""ministack, another emulator of AWS. It has its own environment, because it needs another botocore than aioboto3."""
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -17,18 +17,16 @@ _PROGRAM = _ENVIRONMENT / "bin" / "ministack"
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def ministack(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[str]:
-    """The URL of an emulator that runs for the whole session: SQS, S3, CloudFormation and what stacks are made of."""
+    """The URL of an emulator that runs for the whole session: SQS, S3, CloudFormation and the stack's services."""
     if not (_ENVIRONMENT / ".stamp-ministack").exists():
-        made = _ENVIRONMENT / "install.log"
-        why = made.read_text().splitlines()[-1] if made.exists() else "bin/test makes it"
-        pytest.skip(f"no environment for ministack: {why}")
+        log = _ENVIRONMENT / "install.log"
+        reason = log.read_text().splitlines()[-1] if log.exists() else "bin/test creates it"
+        pytest.skip(f"no environment for ministack: {reason}")
     log = tmp_path_factory.mktemp("ministack") / "ministack.log"
     async with AsyncExitStack() as stack:
         try:
             url = await stack.enter_async_context(_server(log))
-        except (
-            ServerExitedError
-        ):  # somebody took the port between finding it free and using it: once more, with another
+        except ServerExitedError:  # another process may have taken the free port: try once more with another port
             url = await stack.enter_async_context(_server(log))
         yield url
 
@@ -41,7 +39,7 @@ async def _server(log: Path) -> AsyncIterator[str]:
         "BIND_HOST": HOST,
         "MINISTACK_HOST": HOST,
         "GATEWAY_PORT": str(port),
-        # Listeners of its own, which nothing here uses.
+        # Unused listeners.
         "SFTP_ENABLED": "0",
         "IOT_MTLS_ENABLED": "0",
     }

@@ -1,4 +1,4 @@
-"""moto: an emulator of AWS. Tests compare our SQS with it, and use what else of AWS they need."""
+"""moto, an emulator of AWS: tests compare the local SQS with it, and use its other services."""
 
 import sys
 from collections.abc import AsyncIterator

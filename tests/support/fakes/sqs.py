@@ -1,4 +1,4 @@
-"""An SQS in the test's own loop: with a clock that the test moves, old handles that still work, odd deliveries."""
+"""The local SQS in a test's event loop: with a clock that tests advance, old handles that still work, and skew."""
 
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -15,15 +15,15 @@ from stt_async.local.sqs.queue import Message, Queue
 from stt_async.local.sqs.server import sqs_server
 
 Stale = Literal["ignored", "honoured"]
-"""What an old receipt handle can do, of a message that was received again since.
+"""The effect of an old receipt handle, after the message was received again.
 
-`ignored`: nothing; a delete succeeds and the message stays, a change is refused.
-`honoured`: the same as the newest one, as github.com/getmoto/moto/pull/4655 measured.
+`ignored`: none; a delete succeeds without deleting, and a change is refused.
+`honoured`: that of the newest handle, as github.com/getmoto/moto/pull/4655 measured.
 """
 
 
 class Clock:
-    """Runs with `source` (by default the machine's time), ahead of it by as much as it was advanced."""
+    """The time of `source` (by default the machine's), plus the time by which tests advanced the clock."""
 
     def __init__(self, source: Callable[[], float] = time.time) -> None:
         self._source = source
@@ -34,17 +34,17 @@ class Clock:
         return self._source() + self._ahead_s
 
     def advance(self, seconds: float) -> None:
-        """Let this much time pass at once."""
+        """Advance the clock."""
         self._ahead_s += seconds
 
 
 @dataclass(frozen=True)
 class Skew:
-    """How often (0 to 1) delivery is as odd as a standard queue's may be (standard-queues.html).
+    """Shares (0 to 1) of double and late deliveries, which a standard queue allows (standard-queues.html).
 
     Attributes:
-        twice: A message that is delivered for the first time stays visible: it may be delivered once more at once.
-        late: A message that is to become visible does so later, by up to `late_s`.
+        twice: A message stays visible at its first receive, so it can be received again at once.
+        late: A message becomes visible later than it should, by up to `late_s`.
     """
 
     twice: float = 0.0
@@ -53,7 +53,7 @@ class Skew:
 
 
 class OddQueue(Queue):
-    """A queue that delivers with skew, and may honour old handles."""
+    """A queue that delivers with skew, and honours old handles if `stale` says so."""
 
     def __init__(self, *description: Any, stale: Stale, skew: Skew, **parts: Any) -> None:
         super().__init__(*description, **parts)
@@ -73,21 +73,21 @@ class OddQueue(Queue):
 
 
 def odd_sqs(clock: Clock, *, stale: Stale = "ignored", skew: Skew | None = None, seed: int = 0) -> Sqs:
-    """Queues by a test's clock; with the same seed, calls and times they give the same answers."""
-    random = Random(seed)  # noqa: S311 - it is to be predictable
+    """Return queues with a test's clock; equal seeds, calls and times give equal answers."""
+    random = Random(seed)  # noqa: S311 - tests repeat its sequence
     return Sqs(partial(OddQueue, now_s=clock.now_s, random=random, stale=stale, skew=skew or Skew()))
 
 
 @dataclass(frozen=True)
 class ClockedSqs:
-    """An SQS that is served in the test's loop."""
+    """An SQS that runs in the test's event loop."""
 
     sqs: Sqs
     clock: Clock
     url: str
 
     def advance(self, seconds: float) -> None:
-        """Let this much time pass at once, also for polls that wait."""
+        """Advance the clock, also for waiting polls."""
         self.clock.advance(seconds)
         for queue in self.sqs.queues.values():
             queue.arrival.set()
@@ -98,7 +98,7 @@ OpenSqs = Callable[..., Awaitable[ClockedSqs]]
 
 @pytest_asyncio.fixture
 async def open_sqs() -> AsyncIterator[OpenSqs]:
-    """A function that serves one: `await open_sqs(stale="honoured")`; the arguments are those of `odd_sqs`."""
+    """A function that starts one: `await open_sqs(stale="honoured")`; its arguments are those of `odd_sqs`."""
     async with AsyncExitStack() as stack:
 
         async def opened(**arguments: Any) -> ClockedSqs:
