@@ -1,8 +1,8 @@
-"""Prints the package index with torch's CPU build, for pip's --extra-index-url; an empty line if pip's settings decide.
+"""Prints the index with torch's CPU build, for pip's --extra-index-url; an empty line leaves torch to pip's settings.
 
-It is PyTorch's public index, unless STT_TORCH_INDEX names another; an empty STT_TORCH_INDEX turns it off. It is read
-once here before pip uses it: pip would retry an index that does not answer for each package. This runs before there is
-an environment, so it needs only Python's standard library.
+The index is PyTorch's, unless STT_TORCH_INDEX names another; an empty STT_TORCH_INDEX turns it off. This script probes
+the index first, because pip retries an index that does not answer for each package. It runs before an environment
+exists, so it needs only the standard library.
 """
 
 import os
@@ -20,37 +20,37 @@ PYTORCH = "https://download.pytorch.org/whl/cpu"
 PROBE_S = 4.0
 
 
-def ask(index: str) -> str:
-    """Return why pip cannot read torch's page in an index; an empty text if it can."""
+def read_torch_page(index: str) -> str:
+    """Return why pip cannot read torch's page in an index; an empty string if it can."""
     try:
         with urlopen(Request(f"{index.rstrip('/')}/torch/", headers={"User-Agent": "stt-async"}), timeout=PROBE_S):
             return ""
     except URLError as error:
-        # Something answers, and pip has certificates of its own.
+        # The index answers, and pip has its own certificates.
         return "" if isinstance(error.reason, ssl.SSLCertVerificationError) else str(error.reason)
     except (OSError, HTTPException, ValueError) as error:
         return str(error) or type(error).__name__
 
 
 def probe(index: str) -> str:
-    """Ask an index once, for at most PROBE_S in all: no timeout of urllib's bounds the look-up of a name."""
+    """Read torch's page once, in at most PROBE_S in total: urllib's timeout does not cover DNS lookups."""
     if not index.startswith("http") or "@" in index:
-        return ""  # only pip reads folders, and gives passwords
+        return ""  # only pip reads folders and uses passwords
     answers: queue.SimpleQueue[str] = queue.SimpleQueue()
-    threading.Thread(target=lambda: answers.put(ask(index)), daemon=True).start()
+    threading.Thread(target=lambda: answers.put(read_torch_page(index)), daemon=True).start()
     try:
         return answers.get(timeout=PROBE_S)
     except queue.Empty:
-        return f"nothing within {PROBE_S:g} s"
+        return f"no answer within {PROBE_S:g} s"
 
 
 def main() -> None:
-    """Print the index, and on stderr why it is left out."""
+    """Print the index; if it cannot be read, print the reason on stderr."""
     index = os.environ.get("STT_TORCH_INDEX", PYTORCH)
     if index and (problem := probe(index)):
         print(
-            f"stt-async: cannot read torch's CPU index {index} ({problem}): pip's own settings decide which torch is "
-            "installed, and PyPI's brings 3 GB of CUDA; STT_TORCH_INDEX names another index",
+            f"stt-async: cannot read torch's CPU index {index} ({problem}): pip's own settings choose torch's build, "
+            "and PyPI's has 3 GB of CUDA; set STT_TORCH_INDEX to another CPU index",
             file=sys.stderr,
         )
         index = ""

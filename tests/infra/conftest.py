@@ -1,4 +1,4 @@
-"""What infrastructure tests share: the release that instances boot from, and a package index."""
+"""Shared by infrastructure tests: the release that instances boot from, and a package index."""
 
 import fcntl
 from collections.abc import Iterator
@@ -14,9 +14,9 @@ from tests.support.wheels import PackageIndex, package_index
 
 @pytest.fixture(scope="session")
 def artifact() -> Artifact:
-    """The release of this checkout. Its wheels come from the package index, the first time; later from the cache.
+    """The release of this checkout. Its wheels are downloaded once, and cached.
 
-    Skips where pip has no index with torch's CPU build: there no release can be made.
+    Skips if pip cannot download them, as where no index has torch's CPU build.
     """
     CACHE.mkdir(parents=True, exist_ok=True)
     with (CACHE / "releases.lock").open("w") as lock:
@@ -35,7 +35,7 @@ def artifact() -> Artifact:
 
 @pytest.fixture
 def index(tmp_path: Path) -> Iterator[PackageIndex]:
-    """A package index on loopback, empty."""
+    """An empty package index on loopback."""
     folder = tmp_path / "index"
     folder.mkdir()
     with package_index(folder) as opened:

@@ -1,4 +1,4 @@
-"""The tarball that instances boot from: all that it needs, nothing else, the same bytes each time."""
+"""The release that instances boot from: its members, and the same bytes from each build."""
 
 import os
 import tarfile
@@ -15,7 +15,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 NO_INDEX = {"PIP_NO_INDEX": "1", "PIP_CONFIG_FILE": os.devnull, "STT_TORCH_INDEX": ""}
 
 
-def test_its_bytes_depend_on_names_and_contents_alone(tmp_path: Path) -> None:
+def test_bytes_depend_only_on_names_and_contents(tmp_path: Path) -> None:
     for number, (order, mode, time_s) in enumerate([(("a", "b.sh"), 0o600, 1.0), (("b.sh", "a"), 0o664, 1e9)]):
         folder = tmp_path / str(number)
         folder.mkdir()
@@ -29,7 +29,7 @@ def test_its_bytes_depend_on_names_and_contents_alone(tmp_path: Path) -> None:
         assert {member.name: member.mode for member in tar} == {"a": 0o644, "b.sh": 0o755}
 
 
-def test_it_holds_wheels_units_and_scripts_and_nothing_else(artifact: Artifact) -> None:
+def test_release_holds_only_wheels_units_scripts_and_configuration(artifact: Artifact) -> None:
     assert artifact.file.name == f"{sha256(artifact.file)}.tar.gz" == f"{artifact.sha256}.tar.gz"
     with tarfile.open(artifact.file) as tar:
         members = {member.name: member.size for member in tar}
@@ -44,7 +44,7 @@ def test_it_holds_wheels_units_and_scripts_and_nothing_else(artifact: Artifact) 
     assert any("torch" in wheel and "+cpu" in wheel for wheel in wheels)
 
 
-def test_the_same_checkout_gives_the_same_bytes(artifact: Artifact) -> None:
+def test_same_checkout_gives_same_bytes(artifact: Artifact) -> None:
     umask = os.umask(0o077)
     try:
         again = build(artifact.file.parent)
@@ -53,7 +53,7 @@ def test_the_same_checkout_gives_the_same_bytes(artifact: Artifact) -> None:
     assert again.sha256 == artifact.sha256
 
 
-async def test_without_an_index_it_says_which_wheel_is_missing(tmp_path: Path) -> None:
+async def test_build_without_an_index_names_the_missing_wheel(tmp_path: Path) -> None:
     done = await run_command("deploy", "build", "--out", str(tmp_path), environment=NO_INDEX)
     assert done.returncode == 3
     assert "aioboto3==15.5.0" in done.stderr
@@ -61,9 +61,7 @@ async def test_without_an_index_it_says_which_wheel_is_missing(tmp_path: Path) -
     assert not list(tmp_path.iterdir())
 
 
-async def test_a_wheel_that_is_not_the_locked_one_is_refused_with_what_to_do(
-    tmp_path: Path, index: PackageIndex
-) -> None:
+async def test_wheel_with_another_hash_than_the_lock_is_rejected(tmp_path: Path, index: PackageIndex) -> None:
     index.add("pypi", "aioboto3", "15.5.0")
     other = {"PIP_CONFIG_FILE": os.devnull, "PIP_INDEX_URL": f"{index.url}/pypi", "STT_TORCH_INDEX": ""}
 
@@ -75,23 +73,23 @@ async def test_a_wheel_that_is_not_the_locked_one_is_refused_with_what_to_do(
     assert "aioboto3==15.5.0" in done.stderr
 
 
-@pytest.mark.usefixtures("artifact")  # whose wheels can be had
-async def test_wheels_of_an_older_lock_go_once_those_of_the_new_one_are_there(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("artifact")  # skips if the wheels cannot be downloaded
+async def test_wheels_of_an_older_lock_are_deleted_after_the_download(tmp_path: Path) -> None:
     index = {name: value for name, value in os.environ.items() if name.startswith(("PIP_", "STT_TORCH_INDEX"))}
     older = tmp_path / "wheels-of-an-older-lock"
     older.mkdir()
     await run_command("deploy", "build", "--out", str(tmp_path), environment=NO_INDEX)
-    assert older.is_dir(), "nothing has come in its place"
+    assert older.is_dir(), "no wheels replace them yet"
     done = await run_command("deploy", "build", "--out", str(tmp_path), environment=index, timeout_s=300.0)
     assert done.returncode == 0, done.stderr
     assert not older.exists()
 
 
-def test_a_damaged_wheel_is_found_before_an_instance_finds_it(tmp_path: Path, artifact: Artifact) -> None:
-    (kept,) = artifact.file.parent.glob("wheels-*")
-    copy = tmp_path / kept.name
+def test_damaged_wheel_in_the_cache_is_rejected(tmp_path: Path, artifact: Artifact) -> None:
+    (cache,) = artifact.file.parent.glob("wheels-*")
+    copy = tmp_path / cache.name
     copy.mkdir()
-    for wheel in kept.iterdir():
+    for wheel in cache.iterdir():
         os.link(wheel, copy / wheel.name)
     (damaged,) = copy.glob("rich-*.whl")
     damaged.unlink()

@@ -1,4 +1,4 @@
-"""Locks, and the environments that bin/ makes from them."""
+"""Locks, and the environments that bin/ creates from them."""
 
 import os
 import re
@@ -41,13 +41,13 @@ def _pins(lock: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("lock", ["test", "ministack"])
-def test_every_locked_version_admits_the_lowest_python_that_we_name(lock: str) -> None:
+def test_locked_versions_support_the_lowest_python(lock: str) -> None:
     lowest = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["requires-python"].removeprefix(">=")
     environment = Path(sys.prefix) if lock == "test" else ROOT / ".venv-ministack"
     if not list(environment.glob(".stamp-*")) and lock == "ministack":
-        pytest.skip("no environment for ministack: bin/test makes it, or says why it cannot")
-    places = [str(place) for place in environment.glob("lib/python*/site-packages")]
-    found = {str(canonicalize_name(each.name)): each for each in distributions(path=places)}
+        pytest.skip("no environment for ministack: bin/test creates it, or logs the reason")
+    folders = [str(folder) for folder in environment.glob("lib/python*/site-packages")]
+    found = {str(canonicalize_name(each.name)): each for each in distributions(path=folders)}
 
     for name, version in _pins(lock).items():
         assert found[name].version.split("+")[0] == version
@@ -56,13 +56,13 @@ def test_every_locked_version_admits_the_lowest_python_that_we_name(lock: str) -
 
 
 @pytest.mark.parametrize(("large", "small"), [("test", "run"), ("run", "fleet")])
-def test_the_locks_agree(large: str, small: str) -> None:
+def test_smaller_lock_is_part_of_the_larger(large: str, small: str) -> None:
     assert _pins(small).items() <= _pins(large).items()
 
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    """A project with our bin/, whose locks name torch alone."""
+    """A project with a copy of bin/, whose locks have only torch."""
     folder = tmp_path / "project"
     shutil.copytree(ROOT / "bin", folder / "bin")
     locks = folder / "requirements"
@@ -75,12 +75,10 @@ def project(tmp_path: Path) -> Path:
     return folder
 
 
-def test_an_environment_gets_torch_from_the_cpu_index_and_one_that_fails_does_not_end_the_command(
-    project: Path, index: PackageIndex
-) -> None:
+def test_torch_comes_from_the_cpu_index_and_a_missing_python_is_no_error(project: Path, index: PackageIndex) -> None:
     index.add("pypi", "torch", "2.13.0")
     index.add("cpu", "torch", "2.13.0+cpu")
-    script = ". bin/_env; need run; can_have 3.99 || echo without 3.99"
+    script = ". bin/_env; ensure_env run; try_ensure_env 3.99 || echo without 3.99"
     pip = {"PIP_CONFIG_FILE": os.devnull, "PIP_FIND_LINKS": "", "PIP_INDEX_URL": f"{index.url}/pypi"}
     done = subprocess.run(
         ["/bin/bash", "-euo", "pipefail", "-c", script],
@@ -92,7 +90,7 @@ def test_an_environment_gets_torch_from_the_cpu_index_and_one_that_fails_does_no
     )
 
     assert (done.returncode, done.stdout) == (0, "without 3.99\n"), done.stderr
-    assert "no Python 3.99 that starts" in done.stderr
+    assert "no Python 3.99" in done.stderr
     assert list((project / ".venv").glob("lib/python*/site-packages/torch-2.13.0+cpu.dist-info"))
 
 
@@ -103,23 +101,23 @@ def _torch_index(**environment: str) -> tuple[str, str]:
     return done.stdout.strip(), done.stderr
 
 
-def _is_left_out(index: str, outcome: tuple[str, str]) -> bool:
-    line = rf"stt-async: cannot read torch's CPU index {index} \(.+\): pip's own settings decide .+\n"
+def _is_skipped(index: str, outcome: tuple[str, str]) -> bool:
+    line = rf"stt-async: cannot read torch's CPU index {index} \(.+\): pip's own settings choose .+\n"
     return outcome[0] == "" and re.fullmatch(line, outcome[1]) is not None
 
 
-def test_an_empty_setting_leaves_torch_to_pip() -> None:
+def test_empty_setting_leaves_torch_to_pip() -> None:
     assert _torch_index(STT_TORCH_INDEX="") == ("", "")
 
 
-def test_an_index_that_is_silent_or_without_torch_is_left_out_with_one_line(index: PackageIndex) -> None:
+def test_silent_index_and_index_without_torch_are_skipped_with_one_line(index: PackageIndex) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         for url in (f"http://127.0.0.1:{silent.getsockname()[1]}", f"{index.url}/nowhere"):
-            assert _is_left_out(url, _torch_index(STT_TORCH_INDEX=url))
+            assert _is_skipped(url, _torch_index(STT_TORCH_INDEX=url))
 
 
-def test_the_default_is_pytorchs_own_index_and_is_left_out_where_it_cannot_be_reached() -> None:
+def test_default_is_pytorchs_index_and_is_skipped_if_unreachable() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         closed = f"http://127.0.0.1:{server.getsockname()[1]}"
 
-    assert _is_left_out(PYTORCH, _torch_index(https_proxy=closed, no_proxy=""))
+    assert _is_skipped(PYTORCH, _torch_index(https_proxy=closed, no_proxy=""))
