@@ -5,7 +5,7 @@
     ├── TransientError        back to the queue after a delay with jitter
     │   └── RetryJobError     the same, and no retry within the attempt
     ├── DependencyError       a service refuses this process; a probe decides whether it refuses everyone
-    │   └── OutageError       it does: receiving stops, and no receive is spent on it
+    │   └── OutageError       it does: receiving stops, and no job spends its last receive
     │       └── LastingOutageError  the same; a command that a person typed does not retry it
     └── WorkerLostError       the pool process died or hung: back to the queue
 
@@ -81,6 +81,6 @@ class LastingOutageError(OutageError):
 
 
 class WorkerLostError(ClassifiedError):
-    """The pool process of the job died or hung. SQS redrives the message after `maxReceiveCount` receives."""
+    """The pool process of the job died, hung or ran out of memory."""
 
     failure = "worker_lost"

@@ -51,7 +51,8 @@ class SplitPipeline:
         started_s = time.monotonic()
         job = parse_split_job(lease.message.body, output_bucket=self.output_bucket, source_buckets=self.source_buckets)
         structlog.contextvars.bind_contextvars(job_id=job.job_id, recording=job.recording)
-        lease.fetched = False  # by this attempt; the job may have waited for an outage since the last one
+        # On the lease, because the daemon reads them while the job runs. On a last receive this may run again.
+        lease.fetched = False
         lease.seconds_needed = partial(self.estimates.seconds_needed, job.source_key, job.source_size)
         params = job.params(self.params)
 
@@ -71,11 +72,12 @@ class SplitPipeline:
             manifest = Manifest.from_result(
                 job, split.result, params, source_etag=fetched.etag, processed_at=datetime.now(UTC)
             )
-            with times.stage("put"):
+            with times.stage("put"):  # with the commit
                 await gather_or_cancel(
                     self.sink.put(folder / "out" / name, job.output_prefix + name) for name in manifest.object_names()
                 )
                 lease.require_held()
+                # None: this manifest is committed; else the one that was there first.
                 winner = await self.sink.commit(manifest, replaces=stored.etag if stored else None)
         if winner is not None and not winner.matches(job, params, source_etag=fetched.etag):
             raise _conflict(winner, job)
@@ -101,7 +103,9 @@ class SplitPipeline:
         """Split in the pool; alone in it if an earlier attempt has a failure record, as it may have lacked memory."""
         earlier: list[Attempt] = []
         if attempt > 1:
-            earlier = await self.failure_records.read(job.job_id)
+            # Not on the first attempt, which nearly always succeeds: that saves a LIST and a PUT for each job.
+            found = await self.failure_records.read(job.job_id)
+            earlier = [each for each in found if each.attempt < attempt]  # a last receive may run twice
             await self.failure_records.record(job.job_id, attempt, STARTED)
         out_dir = folder / "out"
         out_dir.mkdir()
@@ -129,7 +133,7 @@ class StageTimes:
 
     @property
     def busy_s(self) -> float:
-        """The time of all stages together; for the rest of its time the job waited for its turn."""
+        """The time of all stages together; for the rest the job waited for scratch space and the pool."""
         return sum(ended_s - started_s for started_s, ended_s in self.spans.values())
 
     @contextmanager
@@ -172,9 +176,10 @@ def _reusable(stored: StoredManifest, job: SplitJob, params: SplitParams) -> Man
 
 
 def _conflict(stored: Manifest, job: SplitJob) -> PermanentError:
+    advice = "another job has replaced them" if job.replace else 'send it with "replace": true to replace them'
     return PermanentError(
         "conflict",
         f"{job.output_prefix} already holds the segments of {stored.source_bucket}/{stored.source_key} (ETag "
         f"{stored.source_etag}, parameters {stored.params_sha256[:8]}), not those that this job asks for; "
-        'send the job with "replace": true to replace them',
+        f"{advice}",
     )

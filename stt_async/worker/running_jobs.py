@@ -53,7 +53,7 @@ class RunningJobs:
         leases: Extend the visibility timeouts.
         breaker: Distinguishes an outage from the failure of one job.
         pipeline: Runs a job.
-        job_timeout_s: A job that takes longer is retried.
+        job_timeout_s: A job that takes longer, waits for outages included, fails as transient.
         outage_delay_s: How long another worker may need to detect an outage. A message released in an outage is hidden
             for up to twice as long; otherwise each worker in turn would spend one of its receives.
     """
@@ -123,7 +123,7 @@ class RunningJobs:
             async with self._leases.hold(job.message) as job.lease:
                 end = await self._run_job(job, job.lease)
         except asyncio.CancelledError:
-            # With an outcome, the job is done and only waited for its last heartbeat.
+            # With an outcome, the job is done: the cancel came while its lease waited for the last heartbeat.
             await finish_despite_cancel(self._settle(job.message, end or _cancelled(job), job.started_s))
             raise
         except (ClassifiedError, LeaseLostError) as error:
@@ -144,7 +144,7 @@ class RunningJobs:
                 while True:
                     try:
                         return await self._pipeline.run(lease)
-                    except (DependencyError, TransientError) as error:
+                    except (DependencyError, TransientError) as error:  # either may be an outage: a probe decides
                         outage = await self._confirm_outage(error)
                     self._cancel_jobs_before_fetch()
                     await self._wait_out(job, outage)
@@ -194,7 +194,8 @@ class RunningJobs:
     async def _settle(self, message: Message, end: End, started_s: float | None = None) -> None:
         """Decide what happens to a message, log it, and do it.
 
-        When the call fails, the message returns after its visibility timeout: nothing is lost.
+        When the call fails, the message returns after its visibility timeout: nothing is lost. After the last receive
+        SQS redrives it without a reason, even if the job is done.
         """
         _bind(message)
         settlement = decide(
@@ -223,7 +224,7 @@ class RunningJobs:
                 await self._queue.dead_letter(message, settlement.reason)
 
     def _is_last(self, message: Message) -> bool:
-        """Return whether SQS redrives the message instead of delivering it once more."""
+        """Return whether this is its last receive: next, SQS would redrive it."""
         return message.receive_count >= self._queue.max_receive_count
 
     def _draw_outage_delay_s(self) -> int:

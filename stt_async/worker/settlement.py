@@ -61,6 +61,7 @@ def decide(
         case Released() if not is_last:
             return Settlement("release", "job_released", {"after_s": end.delay_s}, delay_s=end.delay_s)
         case Released():
+            # Only a stop releases a last receive; in an outage it waits.
             error: ClassifiedError = TransientError("stopped", "the worker stopped before the job was done")
         case ClassifiedError():
             error = end

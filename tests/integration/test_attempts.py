@@ -70,6 +70,11 @@ async def pipeline(services: Connections, site: Site, tmp_path: Path) -> AsyncIt
         )
 
 
+def _with_lethal_pool(pipeline: SplitPipeline) -> tuple[SplitPipeline, LethalPool]:
+    pool = LethalPool()
+    return SplitPipeline(**{name: getattr(pipeline, name) for name in pipeline.__slots__} | {"pool": pool}), pool
+
+
 async def attempt(
     pipeline: SplitPipeline, site: Site, number: int, *, key: str = "speech.wav", age_s: float = 0.0
 ) -> Outcome:
@@ -88,8 +93,7 @@ async def test_job_that_lost_its_process_runs_alone_and_lists_all_attempts(
     notes = {f"failures/split-1/note-{number}.json": body for number, body in enumerate(rubbish)}
     for key, body in notes.items():
         await site.s3.put_object(Bucket=site.services.output_bucket, Key=key, Body=body)
-    pool = LethalPool()
-    lethal = SplitPipeline(**{name: getattr(pipeline, name) for name in pipeline.__slots__} | {"pool": pool})
+    lethal, pool = _with_lethal_pool(pipeline)
     for number in range(1, 6):
         with pytest.raises(WorkerLostError) as caught:
             await attempt(lethal, site, number)
@@ -100,6 +104,18 @@ async def test_job_that_lost_its_process_runs_alone_and_lists_all_attempts(
     assert records == {f"failures/split-1/{number}.json" for number in range(1, 6)}
     await attempt(pipeline, site, 6)
     assert (await site.manifests())["speech.wav"]["status"] == "ok"
+
+
+async def test_last_receive_run_again_after_an_outage_ignores_its_own_failure_record(
+    pipeline: SplitPipeline, site: Site, speech: Path
+) -> None:
+    await site.put_recordings({"speech.wav": speech})
+    lethal, pool = _with_lethal_pool(pipeline)
+    for _ in range(2):
+        with pytest.raises(WorkerLostError) as caught:
+            await attempt(lethal, site, 5)
+    assert pool.runs == ["beside others", "beside others"]
+    assert "attempt" not in caught.value.message
 
 
 async def test_first_attempt_records_its_cost_and_no_failure(
