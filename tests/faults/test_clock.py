@@ -1,4 +1,4 @@
-"""Scenario F27: the wall clock jumps by an hour while a worker runs. Deadlines and heartbeats use another clock."""
+"""Scenario F27: the wall clock jumps while a worker runs. Deadlines and heartbeats use another clock."""
 
 import signal
 import time
