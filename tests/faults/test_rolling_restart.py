@@ -35,8 +35,9 @@ async def test_rolling_restart_loses_no_job_and_repeats_almost_none(
         ends = len(old.events("job_succeeded")) + 2
         await old.wait_for("job_succeeded", count=ends, timeout_s=100)
         old.signal(signal.SIGTERM)
-        await start(**variables)
+        new = await start(**variables)
         assert await old.wait(timeout_s=150) == 0
+        await new.wait_for("worker_started")  # or the other one may do all jobs before
 
     keys: list[str] = []
 
