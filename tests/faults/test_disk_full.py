@@ -114,10 +114,11 @@ async def test_full_disk_halves_the_jobs_admitted_together(
             counts = await site.counts()
             return counts.visible == 0 and counts.in_flight >= len(keys)
 
-        with site.gateway.fault("minio", "GetObject", hold_before):
+        with site.gateway.fault("minio", "GetObject", hold_before) as held:
             for key in keys:
                 await site.send(site.job(key, source_size=source_bytes))
             await wait_until(are_held, what="all messages to be received")
+            await held.has_struck(count)
             await wait_until(lambda: len(_folders(worker)) == count, what=f"{count} jobs to have a folder")
 
     await expect_folders(first, 2)
