@@ -1,7 +1,6 @@
 """`deploy`: the release, the stack and the instances of a fleet."""
 
 import asyncio
-import sys
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -15,7 +14,7 @@ from stt_async import settings
 from stt_async.cli.options import AsJson, EnvFile
 from stt_async.cli.terminal import err, print_err, print_json, print_out
 from stt_async.errors import SettingsError
-from stt_async.fleet import artifact, deployment, group, worker_logs
+from stt_async.fleet import artifact, deployment, group
 from stt_async.fleet.account import AwsAccount, open_account
 from stt_async.fleet.stack import Event, Proposal, Stack
 from stt_async.fleet.status import Status
@@ -158,29 +157,6 @@ def suspend(*, stack: StackName = STACK, dry_run: DryRun = False, env_file: EnvF
 def resume(*, stack: StackName = STACK, dry_run: DryRun = False, env_file: EnvFile = None) -> None:
     """Start instances again when jobs wait."""
     _hold(stack, env_file, None if dry_run else group.resume, "resumed")
-
-
-@deploy.command()
-def logs(
-    *,
-    stack: StackName = STACK,
-    since: Annotated[str, typer.Option(help="Age of the oldest line: 90s, 15m, 2h, 3d.")] = "15m",
-    follow: Annotated[bool, typer.Option("--follow", help="Print new lines until Ctrl-C.")] = False,
-    pattern: Annotated[
-        str, typer.Option("--filter", help='Filter pattern of CloudWatch Logs, such as { $.event = "job_failed" }.')
-    ] = "",
-    env_file: EnvFile = None,
-) -> None:
-    """Print the log of the workers. Each line is a JSON object."""
-    loaded = settings.load(env_file)
-    since_s = worker_logs.parse_span_s(since)
-
-    async def run() -> None:
-        async for line in worker_logs.lines(loaded, stack, since_s=since_s, pattern=pattern, follow=follow):
-            sys.stdout.write(line + "\n")
-            sys.stdout.flush()
-
-    asyncio.run(run())
 
 
 @deploy.command()

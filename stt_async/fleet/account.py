@@ -56,7 +56,6 @@ class AwsAccount:
     cloudformation: Any
     autoscaling: Any
     cloudwatch: Any
-    logs: Any
     s3: "S3Client"
     sqs: "SQSClient"
     retry: Retry
@@ -82,17 +81,15 @@ class AwsAccount:
 
         return await self.retry(call_once)
 
-    async def pages(
-        self, operation: Callable[..., Awaitable[Any]], next_key: str = "NextToken", **arguments: Any
-    ) -> AsyncIterator[Any]:
-        """Yield the pages of an answer. `next_key` names the token of the next page, in answer and call."""
+    async def pages(self, operation: Callable[..., Awaitable[Any]], **arguments: Any) -> AsyncIterator[Any]:
+        """Yield the pages of an answer."""
         token: dict[str, str] = {}
         while True:
             page = await self.call(operation, **arguments, **token)
             yield page
-            if not page.get(next_key):
+            if not page.get("NextToken"):
                 return
-            token = {next_key: page[next_key]}
+            token = {"NextToken": page["NextToken"]}
 
 
 @asynccontextmanager
@@ -102,7 +99,6 @@ async def open_account(settings: Settings) -> AsyncIterator[AwsAccount]:
     async with (
         operator_client(session, "cloudformation") as cloudformation,
         operator_client(session, "cloudwatch") as cloudwatch,
-        operator_client(session, "logs") as logs,
         autoscaling_client(session) as autoscaling,
         s3_client(session, settings) as s3,
         sqs_client(session) as sqs,
@@ -112,7 +108,6 @@ async def open_account(settings: Settings) -> AsyncIterator[AwsAccount]:
             cloudformation=cloudformation,
             autoscaling=autoscaling,
             cloudwatch=cloudwatch,
-            logs=logs,
             s3=s3,
             sqs=sqs,
             retry=operator_retry(settings),

@@ -111,7 +111,7 @@ def autoscaling_client(session: aioboto3.Session) -> AbstractAsyncContextManager
 
 
 def operator_client(
-    session: aioboto3.Session, service: Literal["cloudformation", "cloudwatch", "logs"]
+    session: aioboto3.Session, service: Literal["cloudformation", "cloudwatch"]
 ) -> AbstractAsyncContextManager[Any]:
     """Return the client of a service that only operator commands call."""
     return session.client(service, config=_config(4))

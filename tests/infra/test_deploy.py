@@ -1,8 +1,6 @@
 """bin/deploy on two emulators: creates, updates, shows and deletes a stack, and a worker uses it."""
 
 import json
-import signal
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -13,12 +11,10 @@ import pytest
 import pytest_asyncio
 
 from stt_async.fleet.template import PATH, read_template
-from stt_async.local.process import ChildProcess, plain_environment
-from tests.support.commands import Finished, command, run_command
+from tests.support.commands import Finished, run_command
 from tests.support.fakes.autoscaling_front import Front, open_front
 from tests.support.fakes.clouds import Cloud
 from tests.support.recordings import ROOT
-from tests.support.waiting import wait_until
 
 # Each test starts up to a dozen commands.
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -198,38 +194,6 @@ async def test_group_is_scaled_suspended_and_resumed(moto_desk: Desk) -> None:
     assert deleted.returncode == 0, deleted.stderr
 
 
-async def test_logs_are_printed_unchanged_and_followed_until_ctrl_c(moto_desk: Desk, tmp_path: Path) -> None:
-    await moto_desk.create("logged")
-    lines = [f'{{"event":"poll","number":{number}}}' for number in range(3)]
-    printed: list[str] = []
-    async with moto_desk.cloud.client("logs") as logs:
-        stream = {"logGroupName": "/stt-async/logged/workers", "logStreamName": "i-0"}
-        await logs.create_log_stream(**stream)
-
-        async def log(line: str) -> None:
-            event = {"timestamp": int(time.time() * 1000), "message": line}
-            await logs.put_log_events(**stream, logEvents=[event])
-            printed.append(line)
-
-        await log(lines[0])
-        earlier = await moto_desk.run("logs", "logged", "--since", "10m")
-        assert (earlier.returncode, earlier.stdout) == (0, lines[0] + "\n"), earlier.stderr
-
-        environment = plain_environment() | moto_desk.environment()
-        follow = command("deploy", "logs", "--stack", "logged", "--follow")
-        async with ChildProcess(follow, environment=environment, log=tmp_path / "followed.log") as process:
-
-            def is_printed() -> bool:
-                return process.log.read_text().splitlines() == printed
-
-            for line in lines[1:]:
-                await log(line)
-                await wait_until(is_printed, what=f"{len(printed)} lines to be printed, each once")
-            process.signal(signal.SIGINT)
-            assert await process.wait() == 130
-    assert is_printed()
-
-
 async def test_stack_is_deleted_only_when_its_name_is_typed(moto_desk: Desk) -> None:
     await moto_desk.create("typed")
 
@@ -324,7 +288,7 @@ async def test_missing_bucket_or_bucket_of_another_region_is_rejected(moto_desk:
 
 
 async def test_missing_stack_exits_2_with_its_name(moto_desk: Desk) -> None:
-    for name in ("status", "suspend", "resume", "logs", "delete"):
+    for name in ("status", "suspend", "resume", "delete"):
         failed = await moto_desk.run(name, "missing")
         assert failed.returncode == 2
         assert "stack missing does not exist in us-east-1" in failed.stderr

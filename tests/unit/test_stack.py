@@ -15,7 +15,6 @@ from stt_async.fleet import stack as stacks
 from stt_async.fleet.account import AwsAccount, RejectedError
 from stt_async.fleet.group import FleetGroup, Instance
 from stt_async.fleet.template import PATH, Template, parse_parameters, read_template
-from stt_async.fleet.worker_logs import parse_span_s
 from stt_async.retry import Retry
 
 ESSENTIAL = {"ArtifactBucket": "releases", "ArtifactSha256": "0" * 64}
@@ -45,7 +44,7 @@ class FakeClient:
 
 
 def account(client: Any) -> AwsAccount:
-    return AwsAccount("us-east-1", client, client, client, client, client, client, Retry(timeout_s=0, max_wait_s=0))
+    return AwsAccount("us-east-1", client, client, client, client, client, Retry(timeout_s=0, max_wait_s=0))
 
 
 def client_error(code: str, message: str = "no", status: int = 400) -> ClientError:
@@ -113,13 +112,6 @@ def test_parameters_are_parsed_from_the_command_line() -> None:
     for words in (["A"], ["=1"], ["A=1", "A=2"]):
         with pytest.raises(SettingsError, match="--set"):
             parse_parameters(words)
-
-
-def test_time_spans_are_parsed() -> None:
-    assert [parse_span_s(text) for text in ("90s", "15m", "2h", "3d")] == [90, 900, 7200, 259_200]
-    for text in ("", "15", "m", "-1m", "1.5h", "1w"):
-        with pytest.raises(SettingsError, match="not a time span"):
-            parse_span_s(text)
 
 
 class TestScaling:
