@@ -446,14 +446,6 @@ async def test_delayed_message_is_hidden_until_its_delay_ends(service: Service) 
 
 
 @contract()
-async def test_purge_deletes_all_messages(service: Service) -> None:
-    await service.send("a", "b")
-    await service.receive_one(MaxNumberOfMessages=1)
-    await service.sqs.purge_queue(QueueUrl=service.url)
-    assert await service.counts() == Counts(visible=0, in_flight=0)
-
-
-@contract()
 async def test_batches_send_change_and_delete_ten_messages(service: Service) -> None:
     sent = await service.sqs.send_message_batch(
         QueueUrl=service.url, Entries=[{"Id": str(n), "MessageBody": f"body {n}"} for n in range(10)]

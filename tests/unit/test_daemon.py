@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections.abc import Awaitable, Callable
 from unittest.mock import AsyncMock
 
 import pytest
@@ -56,18 +57,16 @@ async def _wait_for_tick(daemon: Daemon) -> None:
     await wait_until(lambda: daemon.ticked_s > now_s)
 
 
-async def test_job_beyond_its_timeout_fails_with_job_timeout() -> None:
-    async with daemon_on([message("a", receive_count=5)], job_timeout_s=0.01, actions={"a": _for_ever}) as worker:
+@pytest.mark.parametrize(
+    ("job", "code"), [(_for_ever, "job_timeout"), (raises(TimeoutError("of a socket")), "crashed")]
+)
+async def test_job_timeout_is_distinguished_from_a_timeout_error_of_the_job(
+    job: Callable[[], Awaitable[object]], code: str
+) -> None:
+    async with daemon_on([message("a", receive_count=5)], job_timeout_s=0.01, actions={"a": job}) as worker:
         await wait_until(lambda: worker.queue.calls)
         await worker.drain()
-    assert worker.queue.calls == [("dead_letter", "a", "job_timeout")]
-
-
-async def test_timeout_error_of_a_job_is_not_its_job_timeout() -> None:
-    async with daemon_on([message("a", receive_count=5)], actions={"a": raises(TimeoutError("of a socket"))}) as worker:
-        await wait_until(lambda: worker.queue.calls)
-        await worker.drain()
-    assert worker.queue.calls == [("dead_letter", "a", "crashed")]
+    assert worker.queue.calls == [("dead_letter", "a", code)]
 
 
 async def test_failure_affects_only_its_own_job() -> None:
@@ -191,13 +190,6 @@ async def test_failed_release_does_not_stop_the_drain() -> None:
         await wait_until(lambda: worker.pipeline.running == 2)
         await worker.drain(within_s=0)
     assert sorted(worker.queue.calls) == [("release", "a", 0), ("release", "b", 0)]
-
-
-async def test_job_that_raises_lease_lost_is_abandoned() -> None:
-    async with daemon_on([message("a", receive_count=5)], actions={"a": raises(LeaseLostError("too late"))}) as worker:
-        await wait_until(lambda: worker.jobs.counts["job_lease_lost"])
-        await worker.drain()
-    assert worker.queue.calls == []
 
 
 async def test_lost_lease_abandons_only_its_own_job() -> None:

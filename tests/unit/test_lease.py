@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
@@ -33,10 +33,10 @@ async def ticking(queue: FakeQueue, visibility_timeout_s: int = VISIBILITY_S) ->
 class Holder:
     """A task that holds a message until `release`."""
 
-    def __init__(self, leases: Leases, held: Message, body: Callable[[], ClassifiedError] | None = None) -> None:
+    def __init__(self, leases: Leases, held: Message, error: ClassifiedError | None = None) -> None:
         self._leases = leases
         self._message = held
-        self._body = body
+        self._error = error
         self._done = asyncio.Event()
         self.lease: Lease | None = None
         self.task = asyncio.create_task(self._hold(), name=held.message_id)
@@ -46,9 +46,7 @@ class Holder:
             try:
                 await self._done.wait()
             except asyncio.CancelledError:
-                if self._body is not None:
-                    raise self._body() from None
-                raise
+                raise self._error or asyncio.CancelledError from None
 
     def release(self) -> None:
         self._done.set()
@@ -199,37 +197,29 @@ async def test_cancellation_from_outside_is_raised() -> None:
             await holder.task
 
 
-async def test_cancellation_from_outside_precedes_a_lost_lease() -> None:
-    leases = Leases(FakeQueue(), VISIBILITY_S)
-    holder = Holder(leases, message("a"))
+async def _lose_lease(error: ClassifiedError | None = None) -> Holder:
+    """Return a holder whose lease is lost; its clean-up raises `error`."""
+    holder = Holder(Leases(FakeQueue(), VISIBILITY_S), message("a"), error)
     await wait_until(lambda: holder.lease)
     assert holder.lease is not None
     holder.lease.lose("for the test")
+    return holder
+
+
+async def test_cancellation_from_outside_precedes_a_lost_lease() -> None:
+    holder = await _lose_lease()
     holder.task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await holder.task
 
 
-async def test_lost_lease_leaves_the_task_uncancelled() -> None:
-    leases = Leases(FakeQueue(), VISIBILITY_S)
-    holder = Holder(leases, message("a"))
-    await wait_until(lambda: holder.lease)
-    assert holder.lease is not None
-    holder.lease.lose("for the test")
-    with pytest.raises(LeaseLostError):
-        await holder.task
-    assert holder.task.cancelling() == 0
-
-
-async def test_lost_lease_precedes_an_error_of_the_clean_up() -> None:
+@pytest.mark.parametrize("error", [None, TransientError("clean_up", "failed")])
+async def test_lost_lease_precedes_an_error_and_leaves_the_task_uncancelled(error: ClassifiedError | None) -> None:
     """Otherwise a job that another worker now holds would be dead-lettered."""
-    leases = Leases(FakeQueue(), VISIBILITY_S)
-    holder = Holder(leases, message("a"), lambda: TransientError("clean_up", "failed"))
-    await wait_until(lambda: holder.lease)
-    assert holder.lease is not None
-    holder.lease.lose("for the test")
+    holder = await _lose_lease(error)
     with pytest.raises(LeaseLostError, match="for the test"):
         await holder.task
+    assert holder.task.cancelling() == 0
 
 
 async def test_error_of_the_block_is_raised() -> None:

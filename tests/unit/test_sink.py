@@ -49,7 +49,6 @@ class S3:
         self.uploads: dict[str, dict[int, bytes]] = {}
         self.faults: dict[str, list[Fault]] = {}
         self.calls: list[str] = []
-        self.parts_running = 0
 
     async def _called(self, operation: str) -> None:
         self.calls.append(operation)

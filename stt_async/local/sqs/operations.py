@@ -73,11 +73,6 @@ def _delete_queue(sqs: Sqs, *, queue_url: str) -> Answer:
     return {}
 
 
-def _purge_queue(sqs: Sqs, *, queue_url: str) -> Answer:
-    sqs.queue(queue_url).purge()
-    return {}
-
-
 def _get_queue_attributes(sqs: Sqs, *, queue_url: str, attribute_names: Sequence[str] = ()) -> Answer:
     found = sqs.attributes(sqs.queue(queue_url), attribute_names)
     return {"Attributes": found} if found else {}
@@ -166,7 +161,6 @@ _OPERATIONS: dict[str, Callable[..., Answer]] = {
     "ListQueues": _list_queues,
     "GetQueueUrl": _get_queue_url,
     "DeleteQueue": _delete_queue,
-    "PurgeQueue": _purge_queue,
     "GetQueueAttributes": _get_queue_attributes,
     "SetQueueAttributes": _set_queue_attributes,
     "SendMessage": _send_message,

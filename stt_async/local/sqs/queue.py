@@ -175,11 +175,6 @@ class Queue:
         if message is not None:
             self._drop(message)
 
-    def purge(self) -> None:
-        """Delete all messages."""
-        for each in (self._messages, self._visible, self._delayed, self._due, self._ages):
-            each.clear()
-
     def counts(self) -> Counts:
         """Return the numbers of messages."""
         self._apply_time()
