@@ -8,7 +8,7 @@ import socket
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import aioboto3
 from aiobotocore.config import AioConfig
@@ -62,26 +62,12 @@ def _session() -> aioboto3.Session:
 
 def s3_client(url: str, keys: Keys) -> AbstractAsyncContextManager["S3Client"]:
     """Return an S3 client for a server on loopback, to be entered with `async with`."""
-    return _session().client(
-        "s3",
-        endpoint_url=url,
-        region_name=REGION,
-        aws_access_key_id=keys.access_key,
-        aws_secret_access_key=keys.secret_key,
-        config=_client_config(),
-    )
+    return _session().client("s3", **client_options(url, keys))
 
 
 def sqs_client(url: str, keys: Keys) -> AbstractAsyncContextManager["SQSClient"]:
     """Return an SQS client for a server on loopback, to be entered with `async with`."""
-    return _session().client(
-        "sqs",
-        endpoint_url=url,
-        region_name=REGION,
-        aws_access_key_id=keys.access_key,
-        aws_secret_access_key=keys.secret_key,
-        config=_client_config(),
-    )
+    return _session().client("sqs", **client_options(url, keys))
 
 
 async def until_ready(
@@ -118,7 +104,14 @@ async def until_ready(
     )
 
 
-def _client_config() -> AioConfig:
-    # Without proxies={}, a proxy from the environment would get the requests to 127.0.0.1. A single attempt, because
-    # until_ready has waited for the server: a later error is a bug.
-    return AioConfig(proxies={}, retries={"total_max_attempts": 1}, connect_timeout=5, read_timeout=60)
+def client_options(url: str, keys: Keys) -> dict[str, Any]:
+    """Return the arguments of a client for a server on loopback."""
+    return {
+        "endpoint_url": url,
+        "region_name": REGION,
+        "aws_access_key_id": keys.access_key,
+        "aws_secret_access_key": keys.secret_key,
+        # Without proxies={}, a proxy from the environment would get the requests to 127.0.0.1. A single attempt,
+        # because until_ready has waited for the server: a later error is a bug.
+        "config": AioConfig(proxies={}, retries={"total_max_attempts": 1}, connect_timeout=5, read_timeout=60),
+    }

@@ -12,7 +12,7 @@ import pytest
 import pytest_asyncio
 
 from stt_async.fleet.artifact import Artifact
-from stt_async.local.loopback import REGION, s3_client
+from stt_async.local.loopback import client_options, s3_client
 from stt_async.local.servers import LocalServers, local_servers, open_services
 from tests.support.fakes.autoscaling import FakeAutoScaling
 from tests.support.fakes.autoscaling import serve as serve_autoscaling
@@ -88,13 +88,7 @@ async def _releases(servers: LocalServers, parameters_url: str, artifact: Artifa
         with artifact.file.open("rb") as release:
             await s3.put_object(Bucket=RELEASES, Key=f"releases/{artifact.sha256}.tar.gz", Body=release)
         await s3.put_object(Bucket=RELEASES, Key=f"releases/{MISMATCHED}.tar.gz", Body=b"other bytes")
-    ssm_client = aioboto3.Session().client(
-        "ssm",
-        endpoint_url=parameters_url,
-        region_name=REGION,
-        aws_access_key_id=keys.access_key,
-        aws_secret_access_key=keys.secret_key,
-    )
+    ssm_client = aioboto3.Session().client("ssm", **client_options(parameters_url, keys))
     reader = servers.objects.reader
     async with ssm_client as ssm:
         for name, value in (("access-key", reader.access_key), ("secret-key", reader.secret_key)):

@@ -8,7 +8,7 @@ from typing import Any
 import aioboto3
 import pytest
 
-from stt_async.local.loopback import REGION, Keys
+from stt_async.local.loopback import REGION, Keys, client_options
 from tests.support.stack.cloudformation import load
 
 METRIC_MATH = frozenset({"FromZeroAlarm", "StuckAlarm", "BootAlarm"})
@@ -48,13 +48,7 @@ class Cloud:
 
     def client(self, service: str) -> AbstractAsyncContextManager[Any]:
         session: Any = aioboto3.Session()  # typed for each service by its literal name
-        client: AbstractAsyncContextManager[Any] = session.client(
-            service,
-            endpoint_url=self.url,
-            region_name=REGION,
-            aws_access_key_id=_KEYS.access_key,
-            aws_secret_access_key=_KEYS.secret_key,
-        )
+        client: AbstractAsyncContextManager[Any] = session.client(service, **client_options(self.url, _KEYS))
         return client
 
     def environment(self) -> dict[str, str]:
