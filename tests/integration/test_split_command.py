@@ -9,7 +9,7 @@ import struct
 import sys
 import tarfile
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import orjson
 import psutil
@@ -169,8 +169,7 @@ def _verify(folder: Path, manifest: Any) -> None:
         contents = {name: (folder / name).read_bytes() for name in names}
     else:
         with tarfile.open(folder / archive["filename"]) as tar:
-            tar.extractall(folder.parent / "members", filter="data")
-        contents = {each["filename"]: (folder.parent / "members" / each["filename"]).read_bytes() for each in segments}
+            contents = {member.name: cast("Any", tar.extractfile(member)).read() for member in tar}
     for segment in segments:
         data = contents[segment["filename"]]
         assert (len(data), hashlib.sha256(data).hexdigest()) == (segment["bytes"], segment["sha256"])

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,7 @@ def test_help_of_worker_lists_every_setting() -> None:
     assert "STT_WAIT_TIME_S Long poll of the queue. [int; default: 20]" in shown
 
 
+@pytest.mark.skipif(find_spec("silero_vad") is None, reason="torch's CPU build and silero-vad are not installed")
 def test_version_lists_the_packages_of_the_engine(run: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--version") == 0
     versions = dict(line.split(" ") for line in capsys.readouterr().out.splitlines())
